@@ -1,0 +1,132 @@
+"""Trained agents, loaded from a run: they act on raw observations, or as players in many copies at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from codream import checkpoint as checkpoints
+from codream import matwm
+from codream.config import Config
+from codream.envs import EnvSpec, TimeStep
+from codream.replay import Replay
+from codream.runs import Run, RunError, build_env
+from codream.training import driver_for
+
+__all__ = ["Agents", "Player", "load"]
+
+
+def load(
+    run: str | Path | Run, *, checkpoint: int | None = None, env: Any = None, root: str | Path = "runs"
+) -> Agents:
+    """The agents of a run, as its latest checkpoint (or the one at step `checkpoint`) has them.
+
+    `env`: the environment, where the run was trained on one given as an object.
+    Raises RunError if there is no such run, CheckpointError if its checkpoint is missing, damaged or of another
+    version.
+    """
+    run = Run.open(run, root)
+    found = checkpoints.find(run.path, checkpoint)
+    if run.about["environment"]["by_object"] and env is None:
+        raise RunError(f"{run.path} was trained on an environment given as an object; pass it: load(…, env=…)")
+
+    def make(copies: int) -> Any:
+        return build_env(found.config, copies, env)
+
+    one = make(1)
+    if one.spec != found.spec:
+        raise RunError(f"{run.path} was trained on {found.spec}, but its environment is now {one.spec}")
+    runner = checkpoints.restore(driver_for(one, found.config).template(), found)
+    return Agents(runner.state, found.config, steps=found.steps, env=one, make=make, name=str(run.path))
+
+
+class Agents:
+    """Trained agents of one environment.
+
+    `act` plays one episode at a time from raw observations; `player` plays many copies at once.
+    """
+
+    config: Config
+    spec: EnvSpec
+    steps: int
+    """Environment steps that they were trained for."""
+
+    def __init__(
+        self, state: matwm.State, config: Config, *, steps: int, env: Any, make: Callable[[int], Any], name: str
+    ):
+        self.config, self.spec, self.steps, self.name = config, state.world_model.spec, steps, name
+        # Acting needs neither replay nor optimisers.
+        self.state = eqx.tree_at(
+            lambda s: (s.replay, s.optimiser, s.agents.optimiser),
+            state,
+            (Replay.empty(self.spec, 1, 1), None, None),
+            is_leaf=lambda x: x is None,
+        )
+        self.make_env = make
+        self._env = env
+        self._seed = 0
+        self._episode: Player | None = None
+        self._rng = np.random.default_rng(0)
+        self._act = {
+            greedy: eqx.filter_jit(
+                lambda state, memory, here, key, greedy=greedy: matwm.act(
+                    state, memory, here, key, config, collect=False, greedy=greedy
+                )
+            )
+            for greedy in (False, True)
+        }
+
+    def __repr__(self) -> str:
+        return f"Agents({self.spec.name!r}, steps={self.steps}, agents={list(self.spec.agents)})"
+
+    def player(self, *, greedy: bool = False) -> Player:
+        """All agents as one policy for any number of copies, with the interface of a reference policy."""
+        return Player(self, greedy)
+
+    def reset(self, seed: int | None = None) -> None:
+        """The next `act` starts an episode. With `seed`, its sampled actions can be repeated."""
+        self._episode = None
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+
+    def act(
+        self, obs: Mapping[Any, Any], infos: Mapping[Any, Any] | None = None, *, greedy: bool = False
+    ) -> dict[Any, int]:
+        """Actions for one step of one environment, remembering the episode since `reset`.
+
+        `obs`: {agent: observation} as the environment gives them; agents that are not in it get no action. Action
+        masks are read from the observations, or from `infos` as PettingZoo's `reset` and `step` return them.
+        """
+        first = self._episode is None
+        if self._episode is None:
+            self._episode = self.player(greedy=greedy)
+        self._episode.greedy = greedy
+        here = self._env.encode(obs, infos, first=first)
+        actions = self._episode.act(here, self._rng)
+        names = dict(zip(self.spec.agents, actions[0].tolist(), strict=True))
+        return {agent: names[str(agent)] for agent in obs}
+
+
+class Player:
+    """The current policies of trained agents in some copies of their environment. Remembers each copy's episode."""
+
+    def __init__(self, agents: Agents, greedy: bool):
+        self.agents, self.greedy = agents, greedy
+        self._memory: matwm.Memory | None = None
+
+    def act(self, timestep: TimeStep, rng: np.random.Generator) -> Int[np.ndarray, "copies agents"]:
+        """Actions of all agents; must be asked at every step of an episode, from its first."""
+        owner = self.agents
+        if self._memory is None:
+            self._memory = matwm.init_memory(owner.state, len(timestep.first), owner.config)
+        key = jax.random.key(int(rng.integers(2**31)))
+        here = jax.tree.map(jnp.asarray, timestep)
+        actions, self._memory = owner._act[self.greedy](owner.state, self._memory, here, key)
+        return np.asarray(actions)

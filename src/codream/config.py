@@ -1,0 +1,402 @@
+"""Configuration: frozen dataclasses, and the named presets built from them.
+
+The dataclass is the configuration file, the help text and the type check. Fields left at `None` follow a
+rule that needs the environment (`Config.resolve`), such as the paper's rule for the horizon.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from typing import Any, Literal
+
+from codream.envs import EnvSpec
+
+__all__ = [
+    "PRESETS",
+    "AgentConfig",
+    "Config",
+    "ConfigError",
+    "PartnerConfig",
+    "ReplayConfig",
+    "WorldModelConfig",
+    "preset",
+]
+
+
+class ConfigError(ValueError):
+    """A value out of range, an unknown name, or a combination that means nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldModelConfig:
+    """The shared world model: sizes, loss weights, optimiser (SPEC: world model; paper Table C.6)."""
+
+    latent: Literal["auto", "categorical", "change"] = "auto"
+    """How an observation becomes z. `categorical`: the paper's one-hot code. `change`: vectors as they are,
+    and for each entry a two-hot distribution of its change. `auto`: `change` for vectors, else `categorical`."""
+    latent_gradient: Literal["straight_through", "gumbel"] = "straight_through"
+    """How gradients pass a categorical sample: straight-through, or hard Gumbel-softmax."""
+    groups: int = 32
+    """Categorical variables in a latent."""
+    classes: int = 32
+    """Classes of each categorical variable."""
+    unimix: float = 0.01
+    """Share of the uniform distribution mixed into every categorical latent."""
+    change_bins: int = 41
+    """Bins of each entry's change."""
+    change_range: float = 3.0
+    """Largest change of an entry (after symlog) that the bins reach, either way."""
+    hidden: int = 512
+    """Width of the dynamics transformer."""
+    layers: int = 2
+    """Blocks of the dynamics transformer."""
+    heads: int = 8
+    """Attention heads."""
+    units: int = 512
+    """Width of encoder, decoder and heads."""
+    encoder_layers: int = 3
+    """Hidden layers of the vector encoder and decoder."""
+    head_layers: int = 1
+    """Hidden layers of the dynamics, reward, continue and mask heads."""
+    image_depth: int = 32
+    """Channels of the image encoder's first layer; doubled at each further one."""
+    outcome_sees_next: bool = False
+    """Whether reward and continue heads also see the next latent. Off in the paper."""
+    reward_bins: int = 255
+    """Bins of the reward's symlog two-hot distribution."""
+    teammates: bool = True
+    """Ablation switch: the teammate predictor, and p̂ among what actor and critic see."""
+    team_hidden: int = 128
+    """Width of the teammate predictor's transformer."""
+    team_layers: int = 2
+    """Blocks of the teammate predictor's transformer."""
+    team_heads: int = 4
+    """Attention heads of the teammate predictor."""
+    scale_actions: bool = True
+    """Ablation switch: ã = a + the number of actions of all agents before, so that ids never overlap."""
+    batch: int = 16
+    """Sequences in a world-model batch, shared out equally over the agents."""
+    length: int = 64
+    """Steps in a sequence."""
+    lr: float = 3e-5
+    """Learning rate of Adam."""
+    outcome_lr: float | None = None
+    """Learning rate of the reward and continue heads. Unset: the same."""
+    clip: float = 1000.0
+    """Largest global norm of the gradient."""
+    rec_weight: float = 1.0
+    reward_weight: float = 1.0
+    continue_weight: float = 1.0
+    team_weight: float = 1.0
+    mask_weight: float = 0.5
+    """β₁ for the mask loss."""
+    dyn_weight: float = 0.5
+    """β₁ for the dynamics loss."""
+    rep_weight: float = 0.1
+    """β₂ for the representation loss."""
+    free_nats: float = 1.0
+    """Dynamics and representation losses of a categorical latent below this count as this."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig:
+    """Actors and critics, trained in imagination (SPEC: imagination and agents)."""
+
+    units: int = 512
+    """Width of actor and critic."""
+    layers: int = 2
+    """Hidden layers of actor and critic."""
+    lr: float = 3e-4
+    """Learning rate of Adam."""
+    clip: float = 100.0
+    """Largest norm of the gradient, for each agent by itself."""
+    context: int = 8
+    """Real steps before and with the start of an imagined trajectory."""
+    horizon: int | None = None
+    """Imagined steps. Unset: the paper's rule, 16 up to 3 agents, 12 up to 6, else 8."""
+    starts: int | None = None
+    """Imagined trajectories per agent and update. Unset: 512 up to 3 agents, 768 up to 6, else 1024."""
+    gamma: float = 0.99
+    """Discount γ."""
+    lam: float = 0.95
+    """λ of the λ-returns."""
+    entropy: float = 3e-4
+    """Weight η of the policy's entropy."""
+    critic_ema: float = 0.98
+    """Decay of the averaged critic."""
+    critic_ema_weight: float = 1.0
+    """Weight of the critic's regression to its own average."""
+    return_ema: float = 0.99
+    """Decay of the return scale's percentiles."""
+    value_bins: int = 255
+    """Bins of the critic's symlog two-hot distribution."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayConfig:
+    """Replay: one buffer per agent, stored as one array with an agent axis."""
+
+    capacity: int = 50_000
+    """Steps kept for each agent."""
+    decay: float = 0.9998
+    """World-model sequences are drawn with weight decay^age, age in environment steps."""
+    uniform: bool = False
+    """Ablation switch: draw world-model sequences uniformly."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PartnerConfig:
+    """Who plays besides the current policies while experience is collected. All off: plain self-play."""
+
+    random_share: float = 0.0
+    """Share of episodes in which one side plays uniformly at random."""
+    past_share: float = 0.0
+    """Share of episodes in which one side plays with an earlier policy of its own."""
+    past_every: int = 2_500
+    """Steps between two snapshots for `past_share`."""
+    past_kept: int = 4
+    """Snapshots kept; the oldest goes first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that determines a run, besides library versions and the device."""
+
+    env: str = "simple_tag"
+    """Environment, e.g. simple_tag, mpe2:simple_spread_v3, jaxmarl:smax_3m."""
+    env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    """Keyword arguments of the environment."""
+    preset: str = "small"
+    """The preset this configuration started from."""
+    seed: int = 0
+    num_envs: int = 1
+    """Copies of the environment stepped together."""
+    total_steps: int = 50_000
+    """Environment steps, over all copies."""
+    warmup: int = 1_000
+    """Steps with uniformly random actions before anything is trained."""
+    world_model_every: float = 1.0
+    """Environment steps for each world-model update; below 1 there are several a step."""
+    agents_every: float = 1.0
+    """Environment steps for each update of all agents."""
+    checkpoint_every: int = 5_000
+    """Environment steps between checkpoints."""
+    checkpoints_kept: int = 3
+    """Latest checkpoints kept."""
+    log_every: int = 400
+    """Environment steps between two lines of metrics."""
+    world_model: WorldModelConfig = WorldModelConfig()
+    agents: AgentConfig = AgentConfig()
+    replay: ReplayConfig = ReplayConfig()
+    partners: PartnerConfig = PartnerConfig()
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
+    def resolve(self, spec: EnvSpec) -> Config:
+        """Fill in what depends on the environment; refuse what does not fit it."""
+        latent = self.world_model.latent
+        if latent == "auto":
+            latent = "categorical" if spec.is_image else "change"
+        elif latent == "change" and spec.is_image:
+            raise ConfigError(
+                f"world_model.latent=change predicts vectors, but {spec.name} has images of shape "
+                f"{spec.obs_shape}; use categorical (or auto)"
+            )
+        n = spec.num_agents
+        horizon, starts = (16, 512) if n <= 3 else (12, 768) if n <= 6 else (8, 1024)
+        if self.world_model.batch % n:
+            batch = max(n, round(self.world_model.batch / n) * n)
+        else:
+            batch = self.world_model.batch
+        return dataclasses.replace(
+            self,
+            world_model=dataclasses.replace(self.world_model, latent=latent, batch=batch),
+            agents=dataclasses.replace(
+                self.agents, horizon=self.agents.horizon or horizon, starts=self.agents.starts or starts
+            ),
+        )
+
+    @property
+    def replay_rows(self) -> int:
+        """Rows of the replay buffer; each holds one step of every copy."""
+        return self.replay.capacity // self.num_envs
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @staticmethod
+    def from_json(text: str) -> Config:
+        """Inverse of `to_json`. Raises ConfigError on a field that does not exist, naming the nearest."""
+        return _build(Config, json.loads(text), "")
+
+
+def _build(cls: type, values: dict[str, Any], path: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=3)
+            raise ConfigError(
+                f"unknown option {path}{name}; "
+                + (f"nearest: {', '.join(near)}" if near else f"options: {', '.join(fields)}")
+            )
+    hints = typing.get_type_hints(cls)
+    return cls(
+        **{
+            name: _build(hints[name], value, f"{path}{name}.")
+            if dataclasses.is_dataclass(hints[name])
+            else value
+            for name, value in values.items()
+        }
+    )
+
+
+# (lowest, highest); None is open. Every numeric option has a range.
+_RANGES: dict[str, tuple[float | None, float | None]] = {
+    "seed": (0, 2**31 - 1),
+    "num_envs": (1, 4096),
+    "total_steps": (1, None),
+    "warmup": (0, None),
+    "world_model_every": (1e-3, None),
+    "agents_every": (1e-3, None),
+    "checkpoint_every": (1, None),
+    "checkpoints_kept": (1, None),
+    "log_every": (1, None),
+    "world_model.groups": (1, 1024),
+    "world_model.classes": (2, 1024),
+    "world_model.unimix": (0, 1),
+    "world_model.change_bins": (3, 1025),
+    "world_model.change_range": (1e-3, 1e3),
+    "world_model.hidden": (2, None),
+    "world_model.layers": (1, 64),
+    "world_model.heads": (1, None),
+    "world_model.units": (1, None),
+    "world_model.encoder_layers": (0, 64),
+    "world_model.head_layers": (0, 64),
+    "world_model.image_depth": (1, None),
+    "world_model.reward_bins": (3, 1025),
+    "world_model.team_hidden": (2, None),
+    "world_model.team_layers": (1, 64),
+    "world_model.team_heads": (1, None),
+    "world_model.batch": (1, None),
+    "world_model.length": (2, None),
+    "world_model.lr": (0, 1),
+    "world_model.outcome_lr": (0, 1),
+    "world_model.clip": (1e-6, None),
+    "world_model.rec_weight": (0, None),
+    "world_model.reward_weight": (0, None),
+    "world_model.continue_weight": (0, None),
+    "world_model.team_weight": (0, None),
+    "world_model.mask_weight": (0, None),
+    "world_model.dyn_weight": (0, None),
+    "world_model.rep_weight": (0, None),
+    "world_model.free_nats": (0, None),
+    "agents.units": (1, None),
+    "agents.layers": (0, 64),
+    "agents.lr": (0, 1),
+    "agents.clip": (1e-6, None),
+    "agents.context": (2, 1024),
+    "agents.horizon": (1, 1024),
+    "agents.starts": (1, None),
+    "agents.gamma": (0, 1),
+    "agents.lam": (0, 1),
+    "agents.entropy": (0, None),
+    "agents.critic_ema": (0, 1),
+    "agents.critic_ema_weight": (0, None),
+    "agents.return_ema": (0, 1),
+    "agents.value_bins": (3, 1025),
+    "replay.capacity": (2, None),
+    "replay.decay": (0.9, 1),
+    "partners.random_share": (0, 1),
+    "partners.past_share": (0, 1),
+    "partners.past_every": (1, None),
+    "partners.past_kept": (1, 64),
+}
+
+
+def _check_ranges(config: Config) -> None:
+    for path, (low, high) in _RANGES.items():
+        value: Any = config
+        for name in path.split("."):
+            value = getattr(value, name)
+        if value is None:
+            continue
+        # A comparison with NaN is false, so NaN is refused too.
+        if not ((low is None or value >= low) and (high is None or value <= high)):
+            span = f"{low} to {high}" if high is not None else f"{low} or more"
+            raise ConfigError(f"{path} must be {span}, got {value}")
+    for part, width in (("", config.world_model.hidden), ("team_", config.world_model.team_hidden)):
+        heads = getattr(config.world_model, f"{part}heads")
+        if width % (2 * heads):
+            raise ConfigError(
+                f"world_model.{part}hidden must be a multiple of 2 × world_model.{part}heads "
+                f"(rotary positions pair the entries of a head); got {width} and {heads}"
+            )
+    if config.partners.random_share + config.partners.past_share > 1:
+        raise ConfigError(
+            "partners.random_share + partners.past_share must be at most 1, got "
+            f"{config.partners.random_share} + {config.partners.past_share}"
+        )
+    if config.replay_rows < config.world_model.length + 1:
+        raise ConfigError(
+            f"replay.capacity {config.replay.capacity} over num_envs {config.num_envs} keeps {config.replay_rows} "
+            f"steps of each copy, fewer than a sequence (world_model.length = {config.world_model.length}) needs"
+        )
+
+
+PRESETS: dict[str, Config] = {
+    "paper": Config(preset="paper"),
+    "summary": Config(
+        preset="summary",
+        total_steps=100_000,
+        world_model=WorldModelConfig(
+            latent="categorical", latent_gradient="gumbel", layers=4, lr=3e-4, team_weight=0.5
+        ),
+        agents=AgentConfig(horizon=15, starts=768),
+        replay=ReplayConfig(capacity=100_000, decay=0.995),
+    ),
+    "small": Config(
+        preset="small",
+        num_envs=16,
+        world_model_every=8,
+        agents_every=16,
+        world_model=WorldModelConfig(
+            hidden=128,
+            layers=1,
+            heads=4,
+            units=128,
+            head_layers=2,
+            outcome_sees_next=True,
+            team_hidden=64,
+            team_layers=1,
+            team_heads=4,
+            reward_bins=63,
+            batch=16,
+            length=26,
+            lr=1e-3,
+            outcome_lr=1e-2,
+            dyn_weight=1.0,
+            image_depth=16,
+            groups=16,
+            classes=16,
+        ),
+        agents=AgentConfig(units=128, lr=6e-4, horizon=12, starts=64, entropy=1e-2, value_bins=63),
+        partners=PartnerConfig(random_share=0.3),
+    ),
+}
+PRESETS["paper"] = dataclasses.replace(
+    PRESETS["paper"], world_model=dataclasses.replace(WorldModelConfig(), latent="categorical")
+)
+
+
+def preset(name: str) -> Config:
+    """The preset of that name. Raises ConfigError that lists all, nearest first."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.3)
+        raise ConfigError(
+            f"unknown preset {name!r}; presets: {', '.join(near + [p for p in PRESETS if p not in near])}"
+        )
+    return PRESETS[name]

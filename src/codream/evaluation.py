@@ -1,0 +1,336 @@
+"""Evaluation: cross-play of trained agents against fixed references and against other runs.
+
+Self-play return says little in a competitive game, so every side also plays against opponents that never change.
+A *side* is the agents that share a name up to the last underscore.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+from rich.markup import escape
+from rich.table import Table
+
+from codream.agents import Agents, Player, load
+from codream.config import ConfigError
+from codream.envs import EnvSpec, GraphEnv, HostEnv, TimeStep
+from codream.envs.references import references_for
+from codream.progress import Bar, clock
+from codream.runs import Run, device, environment_version
+
+__all__ = ["CrossPlay", "Row", "evaluate", "play"]
+
+MOST_COPIES = 100  # of the environment, played together
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Returns of one line-up. `sides`: who plays each side, `self` being the evaluated agents."""
+
+    sides: dict[str, str]
+    returns: dict[str, float]
+    """Mean return of each agent per episode."""
+    stderr: dict[str, float]
+    """Standard error of that mean."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossPlay:
+    """The result of `evaluate`, and all that a reader needs to repeat it."""
+
+    environment: str
+    version: str | None
+    """Library and version behind the environment."""
+    run: str
+    steps: int
+    """Environment steps that the agents were trained for."""
+    episodes: int
+    """Episodes of every row, over all seeds."""
+    seeds: int
+    greedy: bool
+    device: str
+    seconds: float
+    """Wall-clock time of the evaluation."""
+    members: dict[str, list[str]]
+    """Agents of each side."""
+    rows: list[Row]
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"environment", "episodes", "rows": [{"sides", "returns", "stderr"}]}`, plain values."""
+        return {
+            "environment": self.environment,
+            "episodes": self.episodes,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+        }
+
+    def mean(self, side: str, **players: str) -> tuple[float, float]:
+        """Return of one agent of `side`, and its standard error, where `players` play: `mean("agent",
+        adversary="chase", agent="self")`."""
+        for row in self.rows:
+            if row.sides == players:
+                return self._of_side(row, side)
+        played = "; ".join(str(row.sides) for row in self.rows)
+        raise KeyError(f"no row has the sides {players}; played were {played}")
+
+    def _of_side(self, row: Row, side: str) -> tuple[float, float]:
+        members = self.members[side]
+        # Agents of one side share episodes, so their errors are not averaged out.
+        return (
+            float(np.mean([row.returns[agent] for agent in members])),
+            float(np.mean([row.stderr[agent] for agent in members])),
+        )
+
+    def table(self) -> Table:
+        """Two sides: a matrix, one cell per pairing. Otherwise a row per line-up."""
+        table = self._matrix() if len(self.members) == 2 else self._list()
+        order = " and one ".join(self.members) + (" (below)" if len(self.members) == 2 else "")
+        table.title = escape(f"{self.environment}: return per episode of one {order}")
+        table.caption = escape(self.conditions())
+        table.caption_justify = table.title_justify = "left"
+        return table
+
+    def conditions(self) -> str:
+        """Under which conditions the numbers were taken, in one sentence."""
+        version = f" ({self.version})" if self.version else ""
+        seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        return (
+            f"self: {self.run} after {self.steps:,} steps, {'greedy' if self.greedy else 'sampled'} actions. Mean ± "
+            f"standard error over {self.episodes} episodes, {seeds}. {self.environment}{version}, {self.device}, "
+            f"{clock(self.seconds)} min."
+        )
+
+    def _matrix(self) -> Table:
+        first, second = self.members
+        cells = {(row.sides[first], row.sides[second]): row for row in self.rows}
+        table = Table(escape(f"{first} ↓  {second} →"))
+        columns = list(dict.fromkeys(row.sides[second] for row in self.rows))
+        for column in columns:
+            table.add_column(escape(column), justify="right")
+        for name in dict.fromkeys(row.sides[first] for row in self.rows):
+            shown = []
+            for column in columns:
+                row = cells.get((name, column))
+                shown.append("" if row is None else "\n".join(self._shown(row, side) for side in self.members))
+            table.add_row(f"{name}\n", *shown, end_section=True)
+        return table
+
+    def _list(self) -> Table:
+        table = Table()
+        for side in self.members:
+            table.add_column(escape(side))
+        for side in self.members:
+            table.add_column(escape(f"return of {side}"), justify="right")
+        for row in self.rows:
+            table.add_row(*row.sides.values(), *(self._shown(row, side) for side in self.members))
+        return table
+
+    def _shown(self, row: Row, side: str) -> str:
+        mean, error = self._of_side(row, side)
+        return f"{mean:.1f} ± {error:.1f}"
+
+
+def evaluate(
+    agents: Agents | str | Path | Run,
+    *,
+    episodes: int = 400,
+    seeds: int = 1,
+    greedy: bool = False,
+    against: Sequence[str | Path] | None = None,
+    checkpoint: int | None = None,
+    env: Any = None,
+    progress: bool = True,
+) -> CrossPlay:
+    """Play every side of `agents` (or of a run) against references, other runs, and itself.
+
+    `episodes` are played for each of `seeds` seeds in every pairing. `greedy`: the most probable action instead of
+    a sampled one (the references and other runs too). `against`: names of references (`random`, `still`, `chase`,
+    `flee`, where a side has them) and run folders; all references if not given. With three or more sides, all
+    others are replaced at once. `checkpoint`: of the run, by its step. `env`: the environment as an object, where
+    the run was trained on one.
+
+    Raises ConfigError for an opponent that is neither a reference nor a run, or a run of another environment.
+    """
+    for what, value in (("episodes", episodes), ("seeds", seeds)):
+        if value < 1:
+            raise ConfigError(f"{what} must be 1 or more, got {value}")
+    if not isinstance(agents, Agents):
+        agents = load(agents, checkpoint=checkpoint, env=env)
+    began = time.monotonic()
+    spec = agents.spec
+    line_ups = _line_ups(agents, against, greedy, env)
+    copies = min(episodes, MOST_COPIES)
+    host = _copies(agents.make_env(copies), copies)
+    rows = []
+    with Bar("evaluate", len(line_ups) * seeds * episodes, unit="episodes", show=progress) as bar:
+        for sides, players in line_ups:
+            bar.note(", ".join(f"{side} {name}" for side, name in sides.items()))
+            returns = []
+            for seed in range(seeds):
+                done = len(rows) * seeds * episodes + seed * episodes
+                returns.append(play(host, players, episodes, seed, lambda n, done=done: bar.update(done + n)))
+            rows.append(_row(spec, sides, np.concatenate(returns)))
+        bar.update(len(rows) * seeds * episodes, last=True)
+    host.close()
+    return CrossPlay(
+        environment=spec.name,
+        version=environment_version(spec.name),
+        run=agents.name,
+        steps=agents.steps,
+        episodes=episodes * seeds,
+        seeds=seeds,
+        greedy=greedy,
+        device=device(),
+        seconds=time.monotonic() - began,
+        members={side: [spec.agents[i] for i in members] for side, members in spec.sides.items()},
+        rows=rows,
+    )
+
+
+def _row(spec: EnvSpec, sides: dict[str, str], returns: Float[np.ndarray, "episodes agents"]) -> Row:
+    error = returns.std(axis=0, ddof=1) / math.sqrt(len(returns)) if len(returns) > 1 else returns[0] * math.nan
+    return Row(
+        sides=sides,
+        returns=dict(zip(spec.agents, returns.mean(axis=0).tolist(), strict=True)),
+        stderr=dict(zip(spec.agents, error.tolist(), strict=True)),
+    )
+
+
+# ------------------------------------------------------------------------------------------ who plays
+
+
+_LineUp = tuple[dict[str, str], dict[str, Any]]  # names and policies by side
+
+
+def _line_ups(
+    agents: Agents, against: Sequence[str | Path] | None, greedy: bool, env: Any
+) -> list[_LineUp]:
+    """Self-play, then every side against every opponent that all other sides have."""
+    sides = list(agents.spec.sides)
+    me = agents.player(greedy=greedy)
+    found: list[_LineUp] = [(dict.fromkeys(sides, "self"), dict.fromkeys(sides, me))]
+    if len(sides) == 1:
+        if against:
+            raise ConfigError(f"{agents.spec.name} has one side ({sides[0]}), so there is nobody to play against")
+        return found
+    opponents = _opponents(agents, against, greedy, env)
+    for side in sides:
+        others = [other for other in sides if other != side]
+        for name, policies in opponents.items():
+            if all(other in policies for other in others):
+                found.append(
+                    (
+                        {s: "self" if s == side else name for s in sides},
+                        {s: me if s == side else policies[s] for s in sides},
+                    )
+                )
+    return found
+
+
+def _opponents(
+    agents: Agents, against: Sequence[str | Path] | None, greedy: bool, env: Any
+) -> dict[str, dict[str, Any]]:
+    """Policies by side, by the opponent's name."""
+    references: dict[str, dict[str, Any]] = {}
+    for side, policies in references_for(agents.spec).items():
+        for name, policy in policies.items():
+            references.setdefault(name, {})[side] = policy
+    if against is None:
+        return references
+    chosen: dict[str, dict[str, Any]] = {}
+    for name in map(str, against):
+        if name in references:
+            chosen[name] = references[name]
+            continue
+        try:
+            other = load(name, env=env)
+        except ValueError as err:
+            raise ConfigError(
+                f"{name} is neither a reference ({', '.join(references)}) nor a run that can be loaded: {err}"
+            ) from err
+        if other.spec != agents.spec:
+            raise ConfigError(
+                f"{name} was trained on {other.spec.name} with the agents {', '.join(other.spec.agents)}, which does "
+                f"not fit {agents.spec.name} with {', '.join(agents.spec.agents)}"
+            )
+        chosen[name] = dict.fromkeys(agents.spec.sides, other.player(greedy=greedy))
+    return chosen
+
+
+# ------------------------------------------------------------------------------------------ playing
+
+
+def play(
+    env: HostEnv, players: dict[str, Any], episodes: int, seed: int = 0, tell: Any = None
+) -> Float[np.ndarray, "episodes agents"]:
+    """Returns of every agent in exactly `episodes` episodes, over all copies of a host environment.
+
+    `players`: for each side an object with `act(timestep, rng) -> actions [copies, agents]`. How many episodes each
+    copy plays is fixed beforehand, so that short episodes do not count more than long ones.
+    """
+    copies, sides = env.num_envs, env.spec.sides
+    quota = np.full(copies, episodes // copies) + (np.arange(copies) < episodes % copies)
+    rng = np.random.default_rng([seed, 0])
+    seeds = np.random.default_rng([seed, 1])
+    draw = lambda: seeds.integers(2**31 - 1, size=copies)  # noqa: E731
+    returns: list[Float[np.ndarray, " agents"]] = []
+    total = np.zeros((copies, env.spec.num_agents))
+    played = np.zeros(copies, int)
+    here = env.reset(draw())
+    distinct = {id(player): _fresh(player) for player in players.values()}
+    while (played < quota).any():
+        answers = {key: player.act(here, rng) for key, player in distinct.items()}
+        actions = np.zeros(here.acting.shape, int)
+        for side, members in sides.items():
+            columns = list(members)
+            actions[:, columns] = answers[id(players[side])][:, columns]
+        before, here = here, env.step(actions, draw())
+        total = np.where(np.asarray(before.last)[:, None], 0.0, total) + np.asarray(here.reward)
+        for c in np.flatnonzero(np.asarray(here.last) & (played < quota)):
+            returns.append(total[c].copy())
+            played[c] += 1
+        if tell is not None:
+            tell(len(returns))
+    return np.stack(returns)
+
+
+def _fresh(player: Any) -> Any:
+    """A learned player remembers episodes; every match starts with none."""
+    return Player(player.agents, player.greedy) if isinstance(player, Player) else player
+
+
+def _copies(env: HostEnv | GraphEnv, copies: int) -> HostEnv:
+    return env if isinstance(env, HostEnv) else _GraphCopies(env, copies)
+
+
+class _GraphCopies:
+    """Copies of an in-graph environment behind the interface of a host environment."""
+
+    spec: EnvSpec
+    num_envs: int
+
+    def __init__(self, env: GraphEnv, copies: int):
+        self.spec, self.num_envs = env.spec, copies
+        self._keys = jax.jit(jax.vmap(jax.random.key))
+        self._reset, self._step = jax.jit(jax.vmap(env.reset)), jax.jit(jax.vmap(env.step))
+        self._state: Any = None
+
+    def reset(self, seeds: Int[np.ndarray, " copies"]) -> TimeStep:
+        self._state, here = self._reset(self._keys(seeds))
+        return jax.device_get(here)
+
+    def step(self, actions: Int[np.ndarray, "copies agents"], seeds: Int[np.ndarray, " copies"]) -> TimeStep:
+        self._state, here = self._step(self._keys(seeds), self._state, actions)
+        return jax.device_get(here)
+
+    def close(self) -> None:
+        self._state = None
+
+

@@ -1,0 +1,109 @@
+"""Imagination: from real contexts through the horizon, for all agents in one batch.
+
+Every agent imagines alone; the others live in p̂ and in the dynamics (SPEC: imagination and agents).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from codream.latents import sample_index
+from codream.world_model import Hidden, Sequence, WorldModel
+
+__all__ = ["Dream", "Policy", "dream", "from_context"]
+
+# (features [agents, starts, s], masks [agents, starts, actions]) → log-probabilities
+Policy = Callable[
+    [Float[Array, "agents starts s"], Bool[Array, "agents starts actions"]], Float[Array, "agents starts actions"]
+]
+
+
+class Dream(eqx.Module):
+    """Imagined trajectories. Step t holds what the actor saw, what it did, and what followed."""
+
+    features: Float[Array, "agents starts horizon_1 s"]  # s_0 … s_L
+    latent: Float[Array, "agents starts horizon_1 z"]
+    mask: Bool[Array, "agents starts horizon actions"]
+    action: Int[Array, "agents starts horizon"]
+    reward: Float[Array, "agents starts horizon"]
+    cont: Float[Array, "agents starts horizon"]
+
+
+def from_context(
+    model: WorldModel, context: Sequence, room: int, key: PRNGKeyArray
+) -> tuple[Float[Array, " z"], Hidden]:
+    """The last observation's latent, and the memory of the real steps before it, ready for `room` more.
+
+    Equal to acting through the context step by step (a parity test holds this).
+    """
+    code = model.representation
+    keys = jax.random.split(key, len(context.obs))
+    z, _ = jax.vmap(code.posterior)(context.obs, keys)
+    past = z[:-1]
+    segment, fresh = context.segment, context.first[-1]
+    acts = context.acting[:-1, context.focal]
+    h, dynamics = model.unroll(past, context.action[:-1, context.focal], context.focal, segment[:-1], acts, room)
+    team = None
+    if model.team is not None:
+        _, team = model.team.full(past, context.focal, segment[:-1], acts, room + 1)
+    # Without an action of this episode right before, there is no h.
+    h = jnp.where(acts[-1], h[-1], 0.0)
+    return z[-1], Hidden(h, dynamics, team).cleared(fresh)
+
+
+def dream(
+    model: WorldModel,
+    policy: Policy,
+    context: Sequence,
+    horizon: int,
+    key: PRNGKeyArray,
+) -> Dream:
+    """Imagine `horizon` steps from the last step of every context. `context` has axes [agents, starts]."""
+    agents, starts = context.first.shape[:2]
+    merge = lambda x: x.reshape(agents * starts, *x.shape[2:])  # noqa: E731
+    split = lambda x: x.reshape(agents, starts, *x.shape[1:])  # noqa: E731
+    context = jax.tree.map(merge, context)
+    focal = context.focal
+    exists = jnp.asarray(model.spec.action_valid)[focal]
+    start_key, key = jax.random.split(key)
+    axes = Hidden.axes(model)
+    z, hidden = jax.vmap(from_context, in_axes=(None, 0, None, 0), out_axes=(0, axes))(
+        model, context, horizon, jax.random.split(start_key, agents * starts)
+    )
+    # The context's positions are the same for all, so the caches share them.
+    features = jax.vmap(model.features, in_axes=(0, 0, axes), out_axes=(0, axes))
+    imagine = jax.vmap(model.imagine, in_axes=(0, 0, 0, axes, 0), out_axes=(0, 0, 0, axes))
+
+    def step(carry: tuple[Array, Array, Hidden], key: PRNGKeyArray) -> tuple[tuple, tuple]:
+        z, mask, hidden = carry
+        mask_key, act_key, model_key = jax.random.split(key, 3)
+        s, hidden = features(z, focal, hidden)
+        log_probs = policy(split(s), split(mask))
+        action = merge(sample_index(act_key, log_probs))
+        z_next, reward, cont, hidden = imagine(z, action, focal, hidden, jax.random.split(model_key, len(z)))
+        return (z_next, predicted_mask(z_next, mask_key), hidden), (s, z, mask, action, reward, cont)
+
+    def predicted_mask(z: Float[Array, "batch z"], key: PRNGKeyArray) -> Bool[Array, "batch actions"]:
+        if model.mask is None:
+            return exists
+        sampled = jax.random.bernoulli(key, jax.nn.sigmoid(jax.vmap(model.mask)(z))) & exists
+        # An agent always has an action.
+        return jnp.where(sampled.any(axis=-1, keepdims=True), sampled, exists)
+
+    mask = exists if model.mask is None else context.mask[:, -1]
+    (z, _, hidden), steps = jax.lax.scan(step, (z, mask, hidden), jax.random.split(key, horizon))
+    s_last, _ = features(z, focal, hidden)
+    s, latent, masks, action, reward, cont = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), steps)
+    return Dream(
+        features=split(jnp.concatenate([s, s_last[:, None]], axis=1)),
+        latent=split(jnp.concatenate([latent, z[:, None]], axis=1)),
+        mask=split(masks),
+        action=split(action),
+        reward=split(reward),
+        cont=split(cont),
+    )

@@ -1,0 +1,122 @@
+"""Symlog, two-hot distributions over values, and categorical latents.
+
+Sources: Hafner et al. 2023 (DreamerV3, arXiv:2301.04104) for symlog, two-hot and the uniform mixture; Jang et al.
+2017 (arXiv:1611.01144) for the hard Gumbel-softmax.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+__all__ = [
+    "Bins",
+    "change_bins",
+    "kl",
+    "sample_index",
+    "sample_onehot",
+    "symexp",
+    "symlog",
+    "two_hot",
+    "two_hot_loss",
+    "two_hot_mean",
+    "unimix",
+    "value_bins",
+]
+
+
+Bins = Float[Array | np.ndarray, " bins"]
+
+
+def symlog(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """sign(x) ln(1 + |x|)."""
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+
+
+def symexp(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """sign(x) (e^|x| − 1), the inverse of `symlog`."""
+    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
+
+
+def value_bins(bins: int, limit: float = 15.0) -> Float[np.ndarray, " bins"]:
+    """Bins for rewards and values: even in symlog space from −limit to limit, given in the values' own units.
+
+    Averaging in the values' own units keeps the mean of a two-hot distribution unbiased, which matters for
+    rare large rewards. An odd count puts one bin at exactly 0.
+    """
+    grid = np.linspace(-limit, limit, bins)
+    return (np.sign(grid) * np.expm1(np.abs(grid))).astype(np.float32)
+
+
+def change_bins(bins: int, reach: float) -> Float[np.ndarray, " bins"]:
+    """Bins for the change of an entry from −reach to reach: evenly spaced under asinh, so finest around 0."""
+    scale = 0.05
+    grid = np.linspace(-1, 1, bins) * np.arcsinh(reach / scale)
+    return (np.sinh(grid) * scale).astype(np.float32)
+
+
+def two_hot(x: Float[Array, "*s"], bins: Bins) -> Float[Array, "*s bins"]:
+    """The distribution on the two bins around x whose mean is x (clipped to the outermost bins)."""
+    bins = jnp.asarray(bins)
+    x = jnp.clip(x, bins[0], bins[-1])
+    above = jnp.clip(jnp.searchsorted(bins, x, side="right", method="compare_all"), 1, len(bins) - 1)
+    low, high = bins[above - 1], bins[above]
+    weight = ((x - low) / (high - low))[..., None]
+    places = jnp.arange(len(bins))
+    return (places == above[..., None]) * weight + (places == above[..., None] - 1) * (1 - weight)
+
+
+def two_hot_loss(logits: Float[Array, "*s bins"], x: Float[Array, "*s"], bins: Bins) -> Float[Array, "*s"]:
+    """Cross-entropy −Σ two_hot(x) ln softmax(logits)."""
+    return -jnp.sum(two_hot(x, bins) * jax.nn.log_softmax(logits), axis=-1)
+
+
+def two_hot_mean(logits: Float[Array, "*s bins"], bins: Bins) -> Float[Array, "*s"]:
+    """Σ softmax(logits) · bins.
+
+    The two halves are summed outwards from the middle, so that a symmetric distribution has mean exactly 0.
+    """
+    weighted = jax.nn.softmax(logits) * bins
+    middle = len(bins) // 2
+    return jnp.sum(weighted[..., :middle][..., ::-1] + weighted[..., -middle:], axis=-1) + (
+        weighted[..., middle] if len(bins) % 2 else 0.0
+    )
+
+
+def unimix(logits: Float[Array, "*s classes"], share: float) -> Float[Array, "*s classes"]:
+    """Log-probabilities of (1 − share) softmax(logits) + share / classes."""
+    if share == 0:
+        return jax.nn.log_softmax(logits)
+    return jnp.log((1 - share) * jax.nn.softmax(logits) + share / logits.shape[-1])
+
+
+def sample_index(key: PRNGKeyArray, log_probs: Float[Array, "*s classes"]) -> Int[Array, "*s"]:
+    """A sample of each categorical by inverting its running sum: one random number each, not one a class."""
+    probs = jax.nn.softmax(log_probs)
+    n = probs.shape[-1]
+    total = probs @ jnp.triu(jnp.ones((n, n), probs.dtype))  # a running sum, faster so than as a scan
+    u = jax.random.uniform(key, probs.shape[:-1]) * total[..., -1]
+    # An impossible class, and rounding past the last possible one, are never drawn.
+    last = jnp.max(jnp.where(probs > 0, jnp.arange(n), 0), axis=-1)
+    return jnp.minimum(jnp.sum(total <= u[..., None], axis=-1), last)
+
+
+def sample_onehot(
+    key: PRNGKeyArray, log_probs: Float[Array, "*s classes"], gradient: str = "straight_through"
+) -> Float[Array, "*s classes"]:
+    """A one-hot sample whose gradient is that of the probabilities (`straight_through`), or of the
+    Gumbel-softmax at temperature 1 with the sample's own noise (`gumbel`)."""
+    if gradient == "straight_through":
+        index, soft = sample_index(key, jax.lax.stop_gradient(log_probs)), jnp.exp(log_probs)
+    else:
+        noisy = log_probs + jax.random.gumbel(key, log_probs.shape)
+        index, soft = jnp.argmax(noisy, axis=-1), jax.nn.softmax(noisy)
+    hard = jax.nn.one_hot(index, log_probs.shape[-1])
+    return hard + soft - jax.lax.stop_gradient(soft)
+
+
+def kl(p: Float[Array, "groups classes"], q: Float[Array, "groups classes"]) -> Float[Array, ""]:
+    """KL[p ‖ q] of independent categoricals given as log-probabilities, summed over groups."""
+    return jnp.sum(jnp.exp(p) * (p - q))

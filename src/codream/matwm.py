@@ -1,0 +1,416 @@
+"""MATWM: init, act, observe, update (Deihim, Alonso and Apostolopoulou 2025, arXiv:2506.18537, Algorithm 2).
+
+Four pure functions over one typed state. The drivers know nothing else about the algorithm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
+
+from codream.actor_critic import (
+    Actor,
+    Critic,
+    actor_loss,
+    critic_loss,
+    lambda_returns,
+    return_range,
+)
+from codream.config import AgentConfig, Config, WorldModelConfig
+from codream.envs import EnvSpec, TimeStep
+from codream.imagination import dream
+from codream.latents import sample_index
+from codream.replay import Replay, sample_recent, sample_starts, sequences
+from codream.world_model import Hidden, WorldModel, world_model_loss
+
+__all__ = ["Agents", "Memory", "Metrics", "State", "act", "init", "init_memory", "observe", "update"]
+
+# name → (sum, count): means can be taken over any stretch of steps.
+Metrics = dict[str, tuple[Float[Array, ""], Num[Array, ""]]]
+
+
+class Agents(eqx.Module):
+    """Actors, critics and their training state, stacked on a leading agent axis."""
+
+    actor: Actor
+    critic: Critic
+    slow_critic: Critic
+    optimiser: Any
+    return_scale: Float[Array, " agents"]
+
+
+class Past(eqx.Module):
+    """Earlier actors, stacked on a leading snapshot axis, for episodes against past selves."""
+
+    actors: Actor
+    count: Int[Array, ""]  # snapshots ever taken
+
+
+class State(eqx.Module):
+    """Everything that training needs to go on."""
+
+    world_model: WorldModel
+    optimiser: Any
+    agents: Agents
+    past: Past | None
+    replay: Replay
+    steps: Int[Array, ""]  # environment steps, over all copies
+    due_from: Int[Array, ""]  # steps already looked at by `update`
+    world_model_updates: Int[Array, ""]
+    agents_updates: Int[Array, ""]
+
+
+class Memory(eqx.Module):
+    """What the acting agents remember, per copy and agent; and who plays for whom (see `PartnerConfig`)."""
+
+    hidden: Hidden
+    player: Int[Array, "copies agents"]  # 0 current policy, 1 random, 2 + k the k-th snapshot
+
+
+def world_model_optimiser(config: WorldModelConfig) -> optax.GradientTransformation:
+    """Adam after clipping; the outcome heads may have a learning rate of their own."""
+    outcome_lr = config.lr if config.outcome_lr is None else config.outcome_lr
+    rates = {"outcome": optax.adam(outcome_lr), "rest": optax.adam(config.lr)}
+
+    def labels(model: Any) -> Any:
+        rest = jax.tree.map(lambda _: "rest", model)
+        outcome = jax.tree.map(lambda _: "outcome", (model.reward, model.cont))
+        return eqx.tree_at(lambda m: (m.reward, m.cont), rest, outcome)
+
+    return optax.chain(optax.clip_by_global_norm(config.clip), optax.multi_transform(rates, labels))
+
+
+def agent_optimiser(config: AgentConfig) -> optax.GradientTransformation:
+    """For one agent; mapped over agents, so that clipping one does not scale the others."""
+    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(config.lr, eps=1e-5))
+
+
+def init(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> State:
+    """A fresh state. `config` must be resolved for `spec`."""
+    model_key, agents_key = jax.random.split(key)
+    model = WorldModel(spec, config.world_model, model_key)
+    features = model.features_size
+    coded = config.world_model.latent == "categorical"
+
+    def one_agent(key: PRNGKeyArray) -> tuple[Actor, Critic]:
+        actor_key, critic_key = jax.random.split(key)
+        return (
+            Actor(features, spec.max_actions, config.agents, actor_key, coded),
+            Critic(features, config.agents, critic_key, coded),
+        )
+
+    actor, critic = eqx.filter_vmap(one_agent)(jax.random.split(agents_key, spec.num_agents))
+    optimiser = agent_optimiser(config.agents)
+    agents = Agents(
+        actor=actor,
+        critic=critic,
+        slow_critic=critic,
+        optimiser=jax.vmap(optimiser.init)(eqx.filter((actor, critic), eqx.is_array)),
+        return_scale=jnp.ones(spec.num_agents),
+    )
+    past = None
+    if config.partners.past_share > 0:
+        kept = config.partners.past_kept
+        past = Past(
+            jax.tree.map(lambda x: jnp.repeat(x[None], kept, axis=0) if eqx.is_array(x) else x, actor),
+            jnp.zeros((), jnp.int32),
+        )
+    zero = jnp.zeros((), jnp.int32)
+    state = State(
+        world_model=model,
+        optimiser=world_model_optimiser(config.world_model).init(eqx.filter(model, eqx.is_array)),
+        agents=agents,
+        past=past,
+        replay=Replay.empty(spec, config.replay_rows, config.num_envs),
+        steps=zero,
+        due_from=zero,
+        world_model_updates=zero,
+        agents_updates=zero,
+    )
+    # Every leaf a buffer of its own, so that drivers may donate the state.
+    return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, state)
+
+
+def init_memory(state: State, copies: int, config: Config) -> Memory:
+    """Memory before any episode; attention reaches as far back as a training sequence is long."""
+    model = state.world_model
+    agents = model.spec.num_agents
+    empty = lambda _: model.empty(config.world_model.length)  # noqa: E731
+    axes = Hidden.axes(model)
+    hidden = jax.vmap(jax.vmap(empty, out_axes=axes), out_axes=axes)(jnp.zeros((copies, agents)))
+    return Memory(hidden, jnp.zeros((copies, agents), jnp.int32))
+
+
+def log_policy(
+    actor: Actor, s: Float[Array, "agents *b s"], mask: Bool[Array, "agents *b actions"]
+) -> Float[Array, "agents *b actions"]:
+    """Every agent's own actor on its own rows."""
+
+    def rows(actor: Actor, s: Array, mask: Array) -> Array:
+        flat = jax.vmap(actor)(s.reshape(-1, s.shape[-1]), mask.reshape(-1, mask.shape[-1]))
+        return flat.reshape(*s.shape[:-1], -1)
+
+    return eqx.filter_vmap(rows)(actor, s, mask)
+
+
+def _draw_players(
+    state: State, player: Int[Array, "copies agents"], first: Bool[Array, " copies"], config: Config, key: PRNGKeyArray
+) -> Int[Array, "copies agents"]:
+    """Where an episode starts, draw who plays: in a share of episodes one side is random or a past self."""
+    partners, sides = config.partners, state.world_model.spec.sides
+    if partners.random_share == 0 and partners.past_share == 0:
+        return player
+    member = np.zeros((len(sides), player.shape[1]), bool)
+    for k, agents in enumerate(sides.values()):
+        member[k, list(agents)] = True
+    kind_key, side_key, past_key = jax.random.split(key, 3)
+    copies = player.shape[:1]
+    kind = jax.random.uniform(kind_key, copies)
+    side = jax.random.randint(side_key, copies, 0, len(sides))
+    other = jnp.where(kind < partners.random_share, 1, 0)
+    if state.past is not None:
+        kept = jnp.minimum(state.past.count, partners.past_kept)
+        snapshot = 2 + jax.random.randint(past_key, copies, 0, jnp.maximum(kept, 1))
+        chosen = (kind >= partners.random_share) & (kind < partners.random_share + partners.past_share)
+        other = jnp.where(chosen & (kept > 0), snapshot, other)
+    drawn = jnp.where(jnp.asarray(member)[side], other[:, None], 0)
+    return jnp.where(first[:, None], drawn, player)
+
+
+def act(
+    state: State,
+    memory: Memory,
+    here: TimeStep,
+    key: PRNGKeyArray,
+    config: Config,
+    *,
+    collect: bool = True,
+    greedy: bool = False,
+) -> tuple[Int[Array, "copies agents"], Memory]:
+    """Actions for every copy and agent.
+
+    `collect`: as in training, with warm-up and partners; otherwise every agent plays its current policy.
+    """
+    model = state.world_model
+    spec = model.spec
+    player_key, encode_key, act_key, random_key = jax.random.split(key, 4)
+    copies = here.first.shape[0]
+    axes = Hidden.axes(model)
+    each = lambda f, i, o: jax.vmap(jax.vmap(f, i, o), i, o)  # noqa: E731
+
+    hidden = memory.hidden
+    # Positions are relative, so they may start again whenever no copy remembers anything.
+    restart = jnp.all(here.first)
+    hidden = eqx.tree_at(
+        lambda m: [c.position for c in (m.dynamics, m.team) if c is not None],
+        hidden,
+        replace_fn=lambda p: jnp.where(restart, 0, p),
+    )
+    hidden = each(Hidden.cleared, (axes, 0), axes)(hidden, jnp.repeat(here.first[:, None], spec.num_agents, 1))
+
+    keys = jax.random.split(encode_key, (copies, spec.num_agents))
+    z, _ = each(model.representation.posterior, (0, 0), 0)(here.obs, keys)
+    focal = jnp.broadcast_to(jnp.arange(spec.num_agents), (copies, spec.num_agents))
+    s, hidden = each(model.features, (0, 0, axes), (0, axes))(z, focal, hidden)
+    mask = jnp.asarray(here.mask) & jnp.asarray(spec.action_valid)
+    mask = jnp.where(mask.any(axis=-1, keepdims=True), mask, jnp.asarray(spec.action_valid))
+
+    swap = lambda x: jnp.swapaxes(x, 0, 1)  # noqa: E731
+    log_probs = swap(log_policy(state.agents.actor, swap(s), swap(mask)))
+    player = memory.player
+    if collect:
+        player = _draw_players(state, player, jnp.asarray(here.first), config, player_key)
+        if state.past is not None:
+            policies = eqx.filter_vmap(log_policy, in_axes=(0, None, None))
+            past = jnp.moveaxis(policies(state.past.actors, swap(s), swap(mask)), 2, 1)  # [kept, copies, agents, a]
+            index = jnp.clip(player - 2, 0)[None, ..., None]
+            log_probs = jnp.where(
+                (player >= 2)[..., None], jnp.take_along_axis(past, index, axis=0)[0], log_probs
+            )
+        at_random = (player == 1) | (state.steps < config.warmup)
+        uniform = jnp.where(mask, 0.0, -1e9)
+        log_probs = jnp.where(at_random[..., None], uniform, log_probs)
+    if greedy:
+        action = jnp.argmax(log_probs, axis=-1)
+    else:
+        action = sample_index(act_key, log_probs)
+    hidden = each(model.act, (0, 0, 0, axes), axes)(z, action, focal, hidden)
+    return action, Memory(hidden, player)
+
+
+def observe(state: State, here: TimeStep, action: Int[Array, "copies agents"], there: TimeStep) -> State:
+    """Store one step of every copy, and count the environment steps (a reset is none)."""
+    taken = jnp.sum(~jnp.asarray(here.last)).astype(jnp.int32)
+    return eqx.tree_at(
+        lambda s: (s.replay, s.steps),
+        state,
+        (state.replay.add(here, action, there), state.steps + taken),
+    )
+
+
+def _due(state: State, every: float, config: Config) -> Int[Array, ""]:
+    """Updates that fall into the steps since the last look."""
+    model = state.world_model
+    share = config.world_model.batch // model.spec.num_agents
+    copies, filled = state.replay.first.shape[1], state.replay.filled
+    # Enough for as many disjoint windows as any draw can ask for.
+    room = copies * (filled // (2 * config.world_model.length)) >= share
+    room = room | (filled >= state.replay.rows)
+    ready = (state.steps >= config.warmup) & room
+    count = jnp.floor(state.steps / every) - jnp.floor(state.due_from / every)
+    return jnp.where(ready, count.astype(jnp.int32), 0)
+
+
+def _train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
+    """One update of the shared world model on a batch with an equal share of every agent's sequences."""
+    spec, length = state.world_model.spec, config.world_model.length
+    share = config.world_model.batch // spec.num_agents
+    decay = 1.0 if config.replay.uniform else config.replay.decay
+    draw_key, loss_key = jax.random.split(key)
+    age, copy = jax.vmap(lambda k: sample_recent(state.replay, share, length, decay, k))(
+        jax.random.split(draw_key, spec.num_agents)
+    )
+    focal = jnp.repeat(jnp.arange(spec.num_agents), share)
+    batch = sequences(state.replay, age.reshape(-1), copy.reshape(-1), focal, length)
+    (loss, parts), grads = eqx.filter_value_and_grad(world_model_loss, has_aux=True)(
+        state.world_model, batch, loss_key
+    )
+    updates, optimiser = world_model_optimiser(config.world_model).update(grads, state.optimiser)
+    model = eqx.apply_updates(state.world_model, updates)
+    state = eqx.tree_at(
+        lambda s: (s.world_model, s.optimiser, s.world_model_updates),
+        state,
+        (model, optimiser, state.world_model_updates + 1),
+    )
+    return state, {"loss": loss, **parts, "grad_norm": optax.tree.norm(grads)}
+
+
+def _train_agents(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
+    """One update of every agent's actor and critic on imagined trajectories. Metrics have an agent axis."""
+    agents, model, settings = state.agents, state.world_model, config.agents
+    spec = model.spec
+    assert settings.starts is not None
+    assert settings.horizon is not None
+    start_key, dream_key = jax.random.split(key)
+
+    def contexts(agent: Array, key: PRNGKeyArray) -> Any:
+        assert settings.starts is not None
+        age, copy = sample_starts(state.replay, agent, settings.starts, key)
+        focal = jnp.full(settings.starts, agent)
+        return sequences(state.replay, age + settings.context - 1, copy, focal, settings.context)
+
+    everyone = jnp.arange(spec.num_agents)
+    context = jax.vmap(contexts)(everyone, jax.random.split(start_key, spec.num_agents))
+    imagined = dream(
+        model, lambda s, mask: log_policy(agents.actor, s, mask), context, settings.horizon, dream_key
+    )
+    imagined = jax.lax.stop_gradient(imagined)
+    count = state.agents_updates + 1
+
+    def loss(nets: tuple[Actor, Critic], slow: Critic, d: Any, scale: Array) -> tuple[Array, tuple[Array, dict]]:
+        actor, critic = nets
+        value = lambda c, s: two_hot_values(c, s)  # noqa: E731
+        values = jax.lax.stop_gradient(value(critic, d.features))
+        returns = jax.vmap(lambda r, c, v: lambda_returns(r, c, v, settings.gamma, settings.lam))(
+            d.reward, d.cont, values[:, 1:]
+        )
+        scale = settings.return_ema * scale + (1 - settings.return_ema) * return_range(returns)
+        unbiased = scale / (1 - settings.return_ema**count)
+        advantage = (returns - values[:, :-1]) / jnp.maximum(1.0, unbiased)
+        weight = jnp.cumprod(jnp.concatenate([jnp.ones_like(d.cont[:, :1]), d.cont[:, :-1]], axis=1), axis=1)
+        s = d.features[:, :-1]
+        log_probs = jax.vmap(jax.vmap(actor))(s, d.mask)
+        policy, entropy = actor_loss(log_probs, d.action, advantage, weight, settings.entropy)
+        logits = jax.vmap(jax.vmap(critic))(s)
+        regression = critic_loss(
+            logits, returns, value(slow, s), weight, critic.places, settings.critic_ema_weight
+        )
+        metrics = {
+            "actor_loss": policy,
+            "critic_loss": regression,
+            "entropy": entropy,
+            "imagined_reward": jnp.mean(d.reward),
+            "value": jnp.mean(values),
+            "return_scale": unbiased,
+        }
+        return policy + regression, (scale, metrics)
+
+    def one_agent(actor: Actor, critic: Critic, slow: Critic, optimiser: Any, d: Any, scale: Array) -> Any:
+        nets = (actor, critic)
+        (_, (scale, metrics)), grads = eqx.filter_value_and_grad(loss, has_aux=True)(nets, slow, d, scale)
+        updates, optimiser = agent_optimiser(settings).update(grads, optimiser)
+        actor, critic = eqx.apply_updates(nets, updates)
+        slow = jax.tree.map(
+            lambda a, b: settings.critic_ema * a + (1 - settings.critic_ema) * b if eqx.is_array(a) else a,
+            slow,
+            critic,
+        )
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        return (actor, critic, slow, optimiser, scale), metrics
+
+    trained, metrics = eqx.filter_vmap(one_agent)(
+        agents.actor, agents.critic, agents.slow_critic, agents.optimiser, imagined, agents.return_scale
+    )
+    return eqx.tree_at(lambda s: (s.agents, s.agents_updates), state, (Agents(*trained), count)), metrics
+
+
+def two_hot_values(critic: Critic, s: Float[Array, "starts time s"]) -> Float[Array, "starts time"]:
+    return jax.vmap(jax.vmap(critic.value))(s)
+
+
+def add_metrics(total: Any, more: Any) -> Any:
+    """Sum of two trees of metrics. Once an entry is not finite all stay as they are: it would only infect the rest."""
+    healthy = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(total)]))
+    return jax.tree.map(lambda a, b: jnp.where(healthy, a + b, a), total, more)
+
+
+def _repeat(train: Any, state: State, count: Int[Array, ""], key: PRNGKeyArray, config: Config) -> tuple[State, Any]:
+    """`count` updates in a row, and the sum of their metrics."""
+    params, static = eqx.partition(state, eqx.is_array)
+    shapes = jax.eval_shape(lambda p: train(eqx.combine(p, static), key, config)[1], params)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        params, total = carry
+        state, metrics = train(eqx.combine(params, static), jax.random.fold_in(key, i), config)
+        return eqx.filter(state, eqx.is_array), add_metrics(total, metrics)
+
+    params, total = jax.lax.fori_loop(0, count, body, (params, zeros))
+    return eqx.combine(params, static), total
+
+
+def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metrics]:
+    """All updates that the environment steps since the last call have bought."""
+    model_key, agents_key = jax.random.split(key)
+    model_due = _due(state, config.world_model_every, config)
+    agents_due = _due(state, config.agents_every, config)
+    state, model_sums = _repeat(_train_world_model, state, model_due, model_key, config)
+    state, agent_sums = _repeat(_train_agents, state, agents_due, agents_key, config)
+    metrics: Metrics = {f"world_model/{name}": (total, model_due) for name, total in model_sums.items()}
+    for i, agent in enumerate(state.world_model.spec.agents):
+        for name, total in agent_sums.items():
+            metrics[f"agent/{agent}/{name}"] = (total[i], agents_due)
+    state = eqx.tree_at(lambda s: s.due_from, state, state.steps)
+    if state.past is not None:
+        state = eqx.tree_at(lambda s: s.past, state, _snapshot(state, config))
+    return state, metrics
+
+
+def _snapshot(state: State, config: Config) -> Past:
+    """Every `past_every` steps the current actors take the place of the oldest snapshot."""
+    past = state.past
+    assert past is not None
+    due = (state.steps // config.partners.past_every > past.count) & (state.agents_updates > 0)
+    slot = past.count % config.partners.past_kept
+    actors = jax.tree.map(
+        lambda old, new: jnp.where(due, old.at[slot].set(new), old) if eqx.is_array(old) else old,
+        past.actors,
+        state.agents.actor,
+    )
+    return Past(actors, past.count + due)

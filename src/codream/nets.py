@@ -1,0 +1,279 @@
+"""Networks: linear layers, MLP, CNN, and a causal transformer with a key-value cache.
+
+Modules take one unbatched example; callers `vmap`. Weights start from a truncated normal of variance
+gain / fan-in; biases at 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+__all__ = ["CNN", "MLP", "DeconvCNN", "KVCache", "Transformer", "linear", "tree_of"]
+
+T = TypeVar("T", bound=eqx.Module)
+
+
+def linear(in_size: int, out_size: int, key: PRNGKeyArray, gain: float = 1.0) -> eqx.nn.Linear:
+    """A linear layer with weights of variance gain / in_size and zero bias."""
+    layer = eqx.nn.Linear(in_size, out_size, key=key)
+    # 0.8796 is the standard deviation of a unit normal cut at ±2.
+    scale = math.sqrt(gain / in_size) / 0.87962566
+    weight = scale * jax.random.truncated_normal(key, -2.0, 2.0, (out_size, in_size))
+    return eqx.tree_at(lambda m: (m.weight, m.bias), layer, (weight, jnp.zeros(out_size)))
+
+
+class MLP(eqx.Module):
+    """(linear → RMS norm → SiLU) × layers → linear.
+
+    With `norm_first` off the first hidden layer is not normalised, so that sharp functions of an input's scale,
+    such as "closer than the sum of two radii", are learned several times faster.
+    """
+
+    hidden: list[eqx.nn.Linear]
+    norms: list[eqx.nn.RMSNorm | eqx.nn.Identity]
+    out: eqx.nn.Linear
+
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        units: int,
+        layers: int,
+        key: PRNGKeyArray,
+        out_gain: float = 1.0,
+        norm_first: bool = True,
+    ):
+        *keys, out_key = jax.random.split(key, layers + 1)
+        sizes = [in_size, *[units] * layers]
+        self.hidden = [linear(a, b, k) for a, b, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
+        self.norms = [
+            eqx.nn.RMSNorm(units, use_bias=False) if i or norm_first else eqx.nn.Identity() for i in range(layers)
+        ]
+        self.out = linear(sizes[-1], out_size, out_key, out_gain)
+
+    def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
+        for layer, norm in zip(self.hidden, self.norms, strict=True):
+            x = jax.nn.silu(norm(layer(x)))
+        return self.out(x)
+
+
+def _halve(x: Float[Array, "h w c"]) -> Float[Array, "h2 w2 c16"]:
+    """All 4 × 4 patches at stride 2 (padding 1), each as one row of 16 c entries.
+
+    A convolution is this and a dense layer. Written so because XLA's CPU backend runs the gradient of a
+    convolution inside a loop some thirty times slower than outside one.
+    """
+    h, w, c = x.shape
+    x = jnp.pad(x, ((1, 1), (1, 1), (0, 0)))
+    x = x.reshape(h // 2 + 1, 2, w // 2 + 1, 2, c).transpose(0, 2, 1, 3, 4).reshape(h // 2 + 1, w // 2 + 1, 4 * c)
+    return jnp.concatenate([x[:-1, :-1], x[:-1, 1:], x[1:, :-1], x[1:, 1:]], axis=-1)
+
+
+def _double(x: Float[Array, "h w c"], layer: eqx.nn.Linear) -> Float[Array, "h2 w2 out"]:
+    """The transposed convolution of kernel 4 and stride 2 (padding 1), as a dense layer and shifted sums."""
+    h, w, _ = x.shape
+    y = jax.vmap(jax.vmap(layer))(x)
+    c = y.shape[-1] // 16
+    y = y.reshape(h, w, 2, 2, 2, 2, c)  # shift (row, column), then place within the 2 × 2 block
+    y = jnp.pad(y, ((0, 1), (0, 1)) + ((0, 0),) * 5)
+    total = sum(
+        jnp.roll(y[:, :, i, j], (i, j), axis=(0, 1)) for i in range(2) for j in range(2)
+    )  # [h + 1, w + 1, 2, 2, c]
+    full = total.transpose(0, 2, 1, 3, 4).reshape(2 * h + 2, 2 * w + 2, c)
+    return full[1:-1, 1:-1]
+
+
+class CNN(eqx.Module):
+    """Image encoder: 4 convolutions of kernel 4 and stride 2, channels doubling, then flat."""
+
+    layers: list[eqx.nn.Linear]
+    norms: list[eqx.nn.RMSNorm]
+    out_size: int = eqx.field(static=True)
+
+    def __init__(self, shape: tuple[int, int, int], depth: int, key: PRNGKeyArray):
+        height, width, channels = shape
+        if height % 16 or width % 16:
+            raise ValueError(f"expected an image whose sides are multiples of 16, got {shape}; resize it")
+        sizes = [channels, depth, 2 * depth, 4 * depth, 8 * depth]
+        keys = jax.random.split(key, 4)
+        self.layers = [linear(16 * a, b, k) for a, b, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
+        self.norms = [eqx.nn.RMSNorm(size, use_bias=False) for size in sizes[1:]]
+        self.out_size = (height // 16) * (width // 16) * sizes[-1]
+
+    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, " out"]:
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = jax.nn.silu(jax.vmap(jax.vmap(lambda p, la=layer, no=norm: no(la(p))))(_halve(x)))
+        return x.reshape(-1)
+
+
+class DeconvCNN(eqx.Module):
+    """Image decoder: the mirror of `CNN`."""
+
+    first: eqx.nn.Linear
+    layers: list[eqx.nn.Linear]
+    norms: list[eqx.nn.RMSNorm]
+    shape: tuple[int, int, int] = eqx.field(static=True)
+
+    def __init__(self, in_size: int, shape: tuple[int, int, int], depth: int, key: PRNGKeyArray):
+        height, width, channels = shape
+        sizes = [8 * depth, 4 * depth, 2 * depth, depth, channels]
+        first_key, *keys = jax.random.split(key, 5)
+        self.shape = (height // 16, width // 16, sizes[0])
+        self.first = linear(in_size, math.prod(self.shape), first_key)
+        self.layers = [linear(a, 16 * b, k) for a, b, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
+        self.norms = [eqx.nn.RMSNorm(size, use_bias=False) for size in sizes[:-1]]
+
+    def __call__(self, z: Float[Array, " in"]) -> Float[Array, "h w c"]:
+        x = self.first(z).reshape(self.shape)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = _double(jax.nn.silu(jax.vmap(jax.vmap(norm))(x)), layer)
+        return x
+
+
+def tree_of(cls: type[T], **fields: Any) -> T:
+    """A module's tree with other leaves than it is annotated with, such as `vmap` axes. Runs no `__init__`."""
+    tree = object.__new__(cls)
+    for name, value in fields.items():
+        object.__setattr__(tree, name, value)
+    return tree
+
+
+class KVCache(eqx.Module):
+    """Rotated keys and values of the last `size` tokens of one sequence, as a ring; one array per layer.
+
+    Positions are rotary, so attention depends only on how far apart two tokens are: counting from the start
+    of an episode or of a window is the same, a sequence may outlast the ring, and a whole batch can share one
+    position. `axes` is the `vmap` axis of every leaf for such a batch.
+    """
+
+    keys: tuple[Float[Array, "heads size head"], ...]
+    values: tuple[Float[Array, "heads size head"], ...]
+    valid: Bool[Array, " size"]
+    position: Int[Array, ""]  # of the next token
+
+    @staticmethod
+    def axes() -> KVCache:
+        return tree_of(KVCache, keys=0, values=0, valid=0, position=None)
+
+    def cleared(self, where: Bool[Array, ""]) -> KVCache:
+        """Forget everything where `where` is true: the start of an episode."""
+        return eqx.tree_at(lambda c: c.valid, self, self.valid & ~where)
+
+
+def _rotate(x: Float[Array, "heads head"], position: Int[Array, ""]) -> Float[Array, "heads head"]:
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, equation 34)."""
+    half = x.shape[-1] // 2
+    angle = position * 10_000.0 ** (-jnp.arange(half) / half)
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate(
+        [a * jnp.cos(angle) - b * jnp.sin(angle), b * jnp.cos(angle) + a * jnp.sin(angle)], axis=-1
+    )
+
+
+class Block(eqx.Module):
+    """Pre-norm attention and feed-forward block."""
+
+    norm1: eqx.nn.RMSNorm
+    norm2: eqx.nn.RMSNorm
+    qkv: eqx.nn.Linear
+    out: eqx.nn.Linear
+    up: eqx.nn.Linear
+    down: eqx.nn.Linear
+    heads: int = eqx.field(static=True)
+
+    def __init__(self, size: int, heads: int, layers: int, key: PRNGKeyArray):
+        k1, k2, k3, k4 = jax.random.split(key, 4)
+        self.norm1 = eqx.nn.RMSNorm(size, use_bias=False)
+        self.norm2 = eqx.nn.RMSNorm(size, use_bias=False)
+        self.qkv = linear(size, 3 * size, k1)
+        self.out = linear(size, size, k2, gain=0.5 / layers)
+        self.up = linear(size, 4 * size, k3)
+        self.down = linear(4 * size, size, k4, gain=0.5 / layers)
+        self.heads = heads
+
+    def project(
+        self, x: Float[Array, " size"], position: Int[Array, ""]
+    ) -> tuple[Float[Array, "heads head"], Float[Array, "heads head"], Float[Array, "heads head"]]:
+        """Rotated query, rotated key, value of one token."""
+        q, k, v = self.qkv(self.norm1(x)).reshape(3, self.heads, -1)
+        return _rotate(q, position), _rotate(k, position), v
+
+    def attend(
+        self,
+        x: Float[Array, " size"],
+        q: Float[Array, "heads head"],
+        k: Float[Array, "heads time head"],
+        v: Float[Array, "heads time head"],
+        allowed: Bool[Array, " time"],
+    ) -> Float[Array, " size"]:
+        """The block's output for one token, given what it may attend to."""
+        scores = jnp.einsum("hd,htd->ht", q, k) / math.sqrt(q.shape[-1])
+        weights = jax.nn.softmax(jnp.where(allowed, scores, -1e30))
+        x = x + self.out(jnp.einsum("ht,htd->hd", weights, v).reshape(-1))
+        return x + self.down(jax.nn.silu(self.up(self.norm2(x))))
+
+
+class Transformer(eqx.Module):
+    """Causal transformer; `full` reads a sequence at once, `step` one token at a time, with equal results."""
+
+    blocks: list[Block]
+    norm: eqx.nn.RMSNorm
+    size: int = eqx.field(static=True)
+    heads: int = eqx.field(static=True)
+
+    def __init__(self, size: int, layers: int, heads: int, key: PRNGKeyArray):
+        self.blocks = [Block(size, heads, layers, k) for k in jax.random.split(key, layers)]
+        self.norm = eqx.nn.RMSNorm(size, use_bias=False)
+        self.size, self.heads = size, heads
+
+    def empty_cache(self, size: int) -> KVCache:
+        zeros = (jnp.zeros((self.heads, size, self.size // self.heads)),) * len(self.blocks)
+        return KVCache(zeros, zeros, jnp.zeros(size, bool), jnp.zeros((), jnp.int32))
+
+    def full(
+        self,
+        x: Float[Array, "time size"],
+        segment: Int[Array, " time"],
+        valid: Bool[Array, " time"],
+        room: int = 0,
+    ) -> tuple[Float[Array, "time size"], KVCache]:
+        """Outputs for every token, and the cache from which `step` goes on for `room` more tokens.
+
+        A token attends to itself and to earlier valid tokens of its own segment (episode).
+        """
+        time = jnp.arange(len(x))
+        allowed = (time[:, None] >= time) & (segment[:, None] == segment) & (valid | (time[:, None] == time))
+        keys, values = [], []
+        for block in self.blocks:
+            q, k, v = jax.vmap(block.project, out_axes=(0, 1, 1))(x, time)
+            x = jax.vmap(block.attend, in_axes=(0, 0, None, None, 0))(x, q, k, v, allowed)
+            keys.append(k)
+            values.append(v)
+        pad = ((0, 0), (0, room), (0, 0))
+        cache = KVCache(
+            tuple(jnp.pad(k, pad) for k in keys),
+            tuple(jnp.pad(v, pad) for v in values),
+            jnp.pad(valid & (segment == segment[-1]), (0, room)),
+            jnp.asarray(len(x), jnp.int32),
+        )
+        return jax.vmap(self.norm)(x), cache
+
+    def step(self, x: Float[Array, " size"], cache: KVCache) -> tuple[Float[Array, " size"], KVCache]:
+        """Output for one more token, which sees the cache and itself."""
+        slot = cache.position % len(cache.valid)
+        put = jax.lax.dynamic_update_index_in_dim  # stays an in-place update when a batch shares the slot
+        valid = put(cache.valid, True, slot, 0)
+        all_keys, all_values = [], []
+        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+            q, k, v = block.project(x, cache.position)
+            keys, values = put(keys, k, slot, 1), put(values, v, slot, 1)
+            x = block.attend(x, q, keys, values, valid)
+            all_keys.append(keys)
+            all_values.append(values)
+        return self.norm(x), KVCache(tuple(all_keys), tuple(all_values), valid, cache.position + 1)

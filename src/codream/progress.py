@@ -1,0 +1,96 @@
+"""What a person sees while something runs: a live bar on a terminal, plain lines elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["Bar"]
+
+_PLAIN_SECONDS = 10.0  # between two plain lines
+_LIVE_SECONDS = 0.25  # between two updates of the live bar
+
+
+class Bar:
+    """A progress bar from `start` to `total`, with a note beside it.
+
+    On a terminal: bar, steps per second, elapsed and remaining time. Otherwise a plain line every ten seconds.
+    """
+
+    def __init__(self, title: str, total: int, *, start: int = 0, unit: str = "steps", show: bool = True):
+        self.console = Console(stderr=False)
+        self._title, self._total, self._start, self._unit, self._show = title, total, start, unit, show
+        self._note = ""
+        self._began = self._shown = time.monotonic()
+        self._recent = (self._began, start)
+        self._speed = 0.0
+        self._live: Progress | None = None
+        self._task = TaskID(0)
+        if show and self.console.is_terminal:
+            self._live = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
+                TextColumn("{task.fields[speed]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+                refresh_per_second=4,
+                speed_estimate_period=60,
+            )
+            self._task = self._live.add_task(title, total=total, completed=start, speed="", note="")
+
+    def __enter__(self) -> Bar:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._show:
+            (self._live.console if self._live else self.console).print(text, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Replace what stands beside the bar."""
+        self._note = text
+
+    def restart_clock(self, done: int) -> None:
+        """Forget the time so far: what took it (compiling) will not happen again."""
+        self._began = self._shown = time.monotonic()
+        self._recent = (self._began, done)
+
+    def update(self, done: int, *, last: bool = False) -> None:
+        """Tell how far it is. Cheap: it shows something only a few times a second."""
+        if not self._show:
+            return
+        now = time.monotonic()
+        if now - self._shown < (_LIVE_SECONDS if self._live else _PLAIN_SECONDS) and not last:
+            return
+        self._shown = now
+        then, before = self._recent
+        if now - then > 5 or not self._speed:
+            self._speed = (done - before) / max(now - then, 1e-9)
+            self._recent = (now, done)
+        speed = f"{self._speed:,.0f} {self._unit}/s"
+        if self._live:
+            self._live.update(self._task, completed=min(done, self._total), speed=speed, note=self._note)
+            return
+        left = max(self._total - done, 0) / self._speed if self._speed else 0.0
+        self.say(
+            f"{self._title}: {done:,}/{self._total:,} {self._unit}, {speed}, {clock(now - self._began)} elapsed, "
+            f"{clock(left)} left" + (f", {self._note}" if self._note else "")
+        )
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, e.g. `9:05`."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

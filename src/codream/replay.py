@@ -1,0 +1,151 @@
+"""Replay: one buffer per agent, stored as one ring of rows with a copy and an agent axis.
+
+A row is one step of every copy of the environment. Sampling is exact and costs the same however full the ring is.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+
+from codream.envs import EnvSpec, TimeStep
+from codream.world_model import Sequence
+
+__all__ = ["Replay", "sample_recent", "sample_starts", "sequences"]
+
+
+class Replay(eqx.Module):
+    """Ring of the last `rows` steps of each copy. Row (next − 1) mod rows is the newest."""
+
+    obs: Shaped[Array, "rows copies agents *shape"]
+    mask: Bool[Array, "rows copies agents actions"] | None
+    action: Int[Array, "rows copies agents"]
+    reward: Float[Array, "rows copies agents"]
+    terminal: Bool[Array, "rows copies agents"]
+    acting: Bool[Array, "rows copies agents"]
+    first: Bool[Array, "rows copies"]
+    next: Int[Array, ""]
+    filled: Int[Array, ""]
+
+    @staticmethod
+    def empty(spec: EnvSpec, rows: int, copies: int) -> Replay:
+        lead = (rows, copies, spec.num_agents)
+        return Replay(
+            obs=jnp.zeros((*lead, *spec.obs_shape), spec.obs_dtype),
+            mask=jnp.zeros((*lead, spec.max_actions), bool) if spec.has_mask else None,
+            action=jnp.zeros(lead, jnp.int32),
+            reward=jnp.zeros(lead),
+            terminal=jnp.zeros(lead, bool),
+            acting=jnp.zeros(lead, bool),
+            first=jnp.zeros(lead[:2], bool),
+            next=jnp.zeros((), jnp.int32),
+            filled=jnp.zeros((), jnp.int32),
+        )
+
+    @property
+    def rows(self) -> int:
+        return self.obs.shape[0]
+
+    def add(self, here: TimeStep, action: Int[Array, "copies agents"], there: TimeStep) -> Replay:
+        """Store the step from `here` by `action` to `there`; at an episode's last step, its last observation."""
+        took = here.acting
+        row = {
+            "obs": here.obs,
+            "mask": here.mask,
+            "action": jnp.where(took, action, 0),
+            "reward": jnp.where(took, there.reward, 0.0),
+            "terminal": took & there.terminal,
+            "acting": took,
+            "first": here.first,
+        }
+        stored = {
+            name: None if (old := getattr(self, name)) is None else old.at[self.next].set(jnp.asarray(new, old.dtype))
+            for name, new in row.items()
+        }
+        return Replay(
+            **stored,
+            next=(self.next + 1) % self.rows,
+            filled=jnp.minimum(self.filled + 1, self.rows),
+        )
+
+    def row_of(self, age: Int[Array, "*s"]) -> Int[Array, "*s"]:
+        """Place in the ring of the row that is `age` rows older than the newest."""
+        return (self.next - 1 - age) % self.rows
+
+
+def _draw(key: PRNGKeyArray, weights: Float[Array, " n"], shape: tuple[int, ...] = ()) -> Int[Array, "*s"]:
+    """Indices with probability proportional to `weights`, by inverting their running sum."""
+    total = jnp.cumsum(weights)
+    u = jax.random.uniform(key, shape) * total[-1]
+    index = jnp.searchsorted(total, u, side="right")
+    # Rounding may step past the last weight that is not zero.
+    return jnp.minimum(index, jnp.searchsorted(total, total[-1], side="left"))
+
+
+def sample_recent(
+    replay: Replay, count: int, length: int, decay: float, key: PRNGKeyArray
+) -> tuple[Int[Array, " count"], Int[Array, " count"]]:
+    """Windows of one agent: (age in rows of the first step, copy), without any overlap.
+
+    Each is drawn with probability ∝ decay^(age in environment steps) among the windows that overlap none drawn
+    before (SPEC: replay; every row is as many environment steps as there are copies).
+    """
+    copies = replay.first.shape[1]
+    # Index = age of the window's last row; windows reach back `length` rows from there.
+    ends = jnp.arange(replay.rows - length + 1)
+    weight = jnp.maximum(jnp.asarray(decay, jnp.float32) ** (ends * copies), 1e-30)  # never lost to underflow
+    weight = jnp.where(ends + length <= replay.filled, weight, 0.0)
+
+    def draw(free: Bool[Array, "ends copies"], key: PRNGKeyArray) -> tuple[Bool[Array, "ends copies"], tuple]:
+        row_key, copy_key = jax.random.split(key)
+        end = _draw(row_key, weight * jnp.sum(free, axis=1))
+        copy = _draw(copy_key, free[end].astype(jnp.float32))
+        near = (jnp.abs(ends - end) < length)[:, None] & (jnp.arange(copies) == copy)
+        return free & ~near, (end + length - 1, copy)
+
+    free = jnp.ones((len(ends), copies), bool)
+    _, (age, copy) = jax.lax.scan(draw, free, jax.random.split(key, count))
+    return age, copy
+
+
+def sample_starts(
+    replay: Replay, agent: Int[Array, ""], count: int, key: PRNGKeyArray
+) -> tuple[Int[Array, " count"], Int[Array, " count"]]:
+    """Steps at which the agent acted, uniformly: (age in rows, copy)."""
+    copies = replay.first.shape[1]
+    ages = jnp.arange(replay.rows)
+    acted = replay.acting[replay.row_of(ages), :, agent] & (ages < replay.filled)[:, None]
+    flat = _draw(key, acted.reshape(-1).astype(jnp.float32), (count,))
+    return flat // copies, flat % copies
+
+
+def sequences(
+    replay: Replay, age: Int[Array, " count"], copy: Int[Array, " count"], focal: Int[Array, " count"], length: int
+) -> Sequence:
+    """Windows of `length` rows that begin `age` rows ago. Rows older than the oldest kept are marked `acting`
+    false and belong to an episode of their own."""
+
+    def one(age: Int[Array, ""], copy: Int[Array, ""], focal: Int[Array, ""]) -> Sequence:
+        ages = age - jnp.arange(length)
+        rows = replay.row_of(ages)
+        kept = ages < replay.filled
+        oldest = ages == replay.filled - 1
+        acting = replay.acting[rows, copy] & kept[:, None]
+        if replay.mask is None:
+            mask = jnp.ones((length, 0), bool)
+        else:
+            mask = replay.mask[rows, copy, focal]
+        return Sequence(
+            obs=replay.obs[rows, copy, focal],
+            mask=mask,
+            action=replay.action[rows, copy],
+            reward=replay.reward[rows, copy, focal],
+            terminal=replay.terminal[rows, copy, focal],
+            acting=acting,
+            first=(replay.first[rows, copy] & kept) | oldest,
+            focal=focal,
+        )
+
+    return jax.vmap(one)(age, copy, focal)

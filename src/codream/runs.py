@@ -1,0 +1,195 @@
+"""Run folders: the configuration, what it ran on, and the metrics, so that a run explains itself.
+
+    runs/<name>/config.json      the exact configuration
+               /run.json         library versions, device, environment
+               /metrics.jsonl    one line per `log_every` steps
+               /checkpoints/     see codream.checkpoint
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from codream.config import Config, ConfigError
+from codream.envs import EnvSpec, GraphEnv, HostEnv, UnknownEnvironment, make_env
+
+__all__ = ["Run", "RunError", "build_env", "library_versions"]
+
+_LIBRARIES = (
+    "codream",
+    "jax",
+    "jaxlib",
+    "equinox",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "pettingzoo",
+    "mpe2",
+    "jaxmarl",
+)
+_PACKAGE_OF = {"mpe2": "mpe2", "butterfly": "pettingzoo", "jaxmarl": "jaxmarl"}
+
+
+class RunError(ValueError):
+    """A run folder is missing, already there, or cannot be used as asked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run on disk. `path` is its folder."""
+
+    path: Path
+
+    @staticmethod
+    def create(config: Config, spec: EnvSpec, *, name: str | None, root: str | Path, by_object: bool) -> Run:
+        """Make a new folder; never touches one that exists.
+
+        `config`: resolved. `by_object`: the environment was given as an object, so its name alone cannot make it.
+        Raises RunError if `name` is given and exists; a default name gets a number instead.
+        """
+        root = Path(root)
+        path = root / (name or _default_name(config))
+        if name is None:
+            number = 2
+            while path.exists():
+                path = root / f"{_default_name(config)}-{number}"
+                number += 1
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise RunError(
+                f"{path} already exists and is never overwritten; choose another --name, or go on with it: "
+                f"codream train --resume {path}"
+            ) from None
+        (path / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
+        about = {
+            "versions": library_versions(),
+            "device": device(),
+            "environment": {
+                "name": spec.name,
+                "version": environment_version(spec.name),
+                "by_object": by_object,
+                "agents": list(spec.agents),
+            },
+        }
+        (path / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        return Run(path)
+
+    @staticmethod
+    def open(run: str | Path | Run, root: str | Path = "runs") -> Run:
+        """A run by its folder, or by its name under `root`. Raises RunError that lists the nearest."""
+        if isinstance(run, Run):
+            return run
+        for path in (Path(run), Path(root) / run):
+            if (path / "config.json").is_file():
+                return Run(path)
+        every = [str(path.parent) for path in sorted(Path(root).glob("*/config.json"))]
+        near = difflib.get_close_matches(str(run), every, n=3, cutoff=0.3)
+        what = "is not a run (it has no config.json)" if Path(run).is_dir() else "does not exist"
+        raise RunError(
+            f"the run {run} {what}; runs in {root}/: {', '.join(near + [r for r in every if r not in near]) or 'none'}"
+        )
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def config(self) -> Config:
+        """The configuration it was started with or last resumed with."""
+        try:
+            return Config.from_json((self.path / "config.json").read_text(encoding="utf-8"))
+        except (ValueError, TypeError) as err:
+            raise RunError(f"{self.path / 'config.json'} cannot be read: {err}") from err
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Versions, device and environment, from run.json."""
+        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+
+    def metrics(self) -> list[dict[str, float]]:
+        """All lines of metrics.jsonl. A last line that was cut off in writing is left out."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines[:-1]]
+
+    def log(self, line: dict[str, float]) -> None:
+        """Append one line of metrics."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def rewind(self, config: Config, steps: int) -> None:
+        """Before going on from `steps`: keep `config`, and drop metrics of steps that will be taken anew."""
+        _replace(self.path / "config.json", config.to_json() + "\n")
+        kept = [line for line in self.metrics() if line["steps"] <= steps]
+        _replace(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.path)
+
+
+def _default_name(config: Config) -> str:
+    env = re.sub(r"_v\d+$", "", config.env.removeprefix("mpe2:"))
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', env)}-{config.preset}-seed{config.seed}"
+
+
+def _replace(file: Path, text: str) -> None:
+    writing = file.with_name(f".{file.name}.writing")
+    writing.write_text(text, encoding="utf-8")
+    os.replace(writing, file)
+
+
+def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEnv:
+    """The environment of a configuration, or `env` given as an object.
+
+    Raises UnknownEnvironment, ModuleNotFoundError for one that is not installed, and ConfigError for one that
+    cannot be built or represented.
+    """
+    try:
+        return make_env(config.env if env is None else env, copies, **config.env_kwargs)
+    except UnknownEnvironment:
+        raise
+    except (TypeError, ValueError) as err:
+        raise ConfigError(f"the environment {config.env if env is None else env} cannot be used: {err}") from err
+
+
+# ------------------------------------------------------------------------------------------ what it ran on
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the installed libraries that a run depends on."""
+    found = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def environment_version(name: str) -> str | None:
+    """Library and version behind an environment's name, e.g. `mpe2 1.1.1`; None for one given as an object."""
+    package = _PACKAGE_OF.get(name.partition(":")[0])
+    return f"{package} {importlib.metadata.version(package)}" if package else None
+
+
+def device() -> str:
+    """The device that computes, e.g. `cpu (x86_64, 2 cores)` or `gpu (NVIDIA H100)`."""
+    import jax
+
+    first = jax.devices()[0]
+    if first.platform == "cpu":
+        return f"cpu ({platform.machine()}, {os.process_cpu_count() if hasattr(os, 'process_cpu_count') else os.cpu_count()} cores)"
+    return f"{first.platform} ({first.device_kind})"

@@ -1,0 +1,272 @@
+"""`train`: a configuration in, a run folder out; or a run that goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from codream import checkpoint as checkpoints
+from codream.config import Config, ConfigError, preset
+from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv
+from codream.matwm import Metrics, add_metrics
+from codream.progress import Bar
+from codream.runs import Run, RunError, build_env
+from codream.training import GraphDriver, HostDriver, Runner, driver_for
+
+__all__ = ["CHANGEABLE", "TrainingDiverged", "train"]
+
+CHANGEABLE = (
+    "total_steps",
+    "world_model_every",
+    "agents_every",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "log_every",
+    "world_model.lr",
+    "agents.lr",
+)
+"""Options that may differ when a run is resumed."""
+
+PATIENCE = 1_000
+"""Steps that a due checkpoint waits for all copies to end their episodes at once, before they are cut."""
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or another metric became NaN or infinite."""
+
+
+def train(
+    config: Config | None = None,
+    *,
+    env: Any = None,
+    name: str | None = None,
+    resume: str | Path | Run | None = None,
+    checkpoint: int | None = None,
+    root: str | Path = "runs",
+    progress: bool = True,
+) -> Run:
+    """Train in a new folder `root/name`, or go on with the run `resume`. Returns the run.
+
+    `config`: preset `small` if not given; when resuming, the run's own, and only the options in `CHANGEABLE` may
+    differ from it. `env`: an environment as an object (see `make_env`), instead of the one that `config.env` names.
+    `name`: made from environment, preset and seed if not given. `checkpoint`: resume from the checkpoint at this
+    step instead of the latest; later ones are set aside.
+
+    Training ends when `config.total_steps` environment steps (over all copies) are done and every copy of a host
+    environment has finished its episode. A resumed run then equals, number by number on the CPU, one that never
+    stopped.
+
+    Raises ConfigError, RunError (folder exists; change not allowed; nothing left to do), CheckpointError,
+    EnvironmentFailure with the environment's own error and the last checkpoint, TrainingDiverged.
+    """
+    run = None
+    if resume is None:
+        config = config or preset("small")
+    else:
+        run = Run.open(resume, root)
+        config = config or run.config
+        if run.about["environment"]["by_object"] and env is None:
+            raise RunError(f"{run.path} was trained on an environment given as an object; pass it again: env=…")
+    made, config = _environment(config, env)
+    driver = driver_for(made, config)
+    try:
+        if run is None:
+            run = Run.create(config, made.spec, name=name, root=root, by_object=env is not None)
+            runner = None
+        else:
+            runner = _resumed(run, driver, config, checkpoint)
+        begun = int(runner.state.steps) if runner is not None else 0
+        with Bar("train", config.total_steps, start=begun, show=progress) as bar:
+            _Loop(run, driver, config, bar).go(runner)
+    finally:
+        if env is None and isinstance(made, HostEnv):
+            made.close()
+    return run
+
+
+def _environment(config: Config, env: Any) -> tuple[HostEnv | GraphEnv, Config]:
+    """The environment, and the configuration resolved for it."""
+    made = build_env(config, config.num_envs, env)
+    if env is not None:
+        config = dataclasses.replace(config, env=made.spec.name)
+    if isinstance(made, HostEnv) and made.num_envs != config.num_envs:
+        raise ConfigError(f"num_envs is {config.num_envs}, but the given environment has {made.num_envs} copies")
+    return made, config.resolve(made.spec)
+
+
+def _resumed(
+    run: Run, driver: HostDriver | GraphDriver, config: Config, steps: int | None
+) -> Runner | None:
+    """The runner to go on with; None where no checkpoint was written yet, so that the run starts over."""
+    if steps is None and not checkpoints.saved(run.checkpoints):
+        _refuse_changes(run, run.config, config)
+        run.rewind(config, 0)
+        return None
+    found = checkpoints.find(run.path, steps)
+    _refuse_changes(run, found.config, config)
+    _refuse_other_spec(run, found.spec, driver.spec)
+    if found.steps >= config.total_steps:
+        raise RunError(
+            f"{run.path} has reached its total of {config.total_steps} steps (its checkpoint is of step {found.steps}); "
+            f"to go on, give a larger one: codream train --resume {run.path} --total-steps {2 * found.steps}"
+        )
+    runner = checkpoints.restore(driver.template(), found)
+    run.rewind(config, found.steps)
+    checkpoints.set_aside(run.checkpoints, found.steps)
+    return runner
+
+
+def _refuse_changes(run: Run, saved: Config, given: Config) -> None:
+    before, after = _flat(saved), _flat(given)
+    changed = [name for name in before if before[name] != after[name] and name not in CHANGEABLE]
+    if changed:
+        raise RunError(
+            f"{run.path} cannot go on with other options: "
+            + "; ".join(f"{name} was {before[name]!r}, given is {after[name]!r}" for name in changed)
+            + f". When resuming, only these may change: {', '.join(CHANGEABLE)}"
+        )
+
+
+def _refuse_other_spec(run: Run, saved: EnvSpec, now: EnvSpec) -> None:
+    for field in dataclasses.fields(EnvSpec):
+        before, after = getattr(saved, field.name), getattr(now, field.name)
+        if before != after:
+            raise RunError(
+                f"{run.path} was trained on another environment: {field.name} was {before}, now it is {after}. "
+                "Use the environment and the library versions named in its run.json"
+            )
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{field.name}.{inner.name}": getattr(value, inner.name) for inner in dataclasses.fields(value)}
+        else:
+            flat[field.name] = value
+    return flat
+
+
+# ------------------------------------------------------------------------------------------ the loop
+
+
+_add = jax.jit(add_metrics)
+
+
+class _Loop:
+    """Advances the driver; logs, checkpoints and explains failures."""
+
+    def __init__(self, run: Run, driver: HostDriver | GraphDriver, config: Config, bar: Bar):
+        self.run, self.driver, self.config, self.bar = run, driver, config, bar
+        self.steps = 0  # done
+        self.logged = 0  # steps at the last line of metrics
+        self.saved = 0  # steps at the last checkpoint
+        self.totals: Metrics | None = None  # since the last line
+        last = run.metrics()[-1:]
+        self.before = last[0]["seconds"] if last else 0.0  # spent before this process
+        self.began = self.line_began = time.monotonic()
+
+    def go(self, runner: Runner | None) -> None:
+        """To the end of training."""
+        try:
+            self.bar.say("compiling: the first steps take up to a minute (less when done before)")
+            if runner is None:
+                runner = self.driver.start(jax.random.key(self.config.seed))
+            self.steps = self.logged = self.saved = int(runner.state.steps)
+            self._steps(runner)
+        except EnvironmentFailure as err:
+            raise EnvironmentFailure(f"{err}\nThis was after step {self.steps} of the run. {self._how_to_go_on()}") from err
+        except KeyboardInterrupt:
+            self.bar.say(f"interrupted after step {self.steps}. {self._how_to_go_on()}")
+            raise
+
+    def _steps(self, runner: Runner) -> None:
+        waited, first = 0, True
+        while True:
+            runner, metrics = self.driver.advance(runner)
+            self.totals = metrics if self.totals is None else _add(self.totals, metrics)
+            self.steps = int(runner.state.steps)
+            if first:
+                self.bar.restart_clock(self.steps)
+                first = False
+            done = self.steps >= self.config.total_steps
+            if self._passed(self.config.log_every, self.logged):
+                self._log()
+            if done or self._passed(self.config.checkpoint_every, self.saved):
+                waited += 1
+                whole = self.driver.whole(runner)
+                if whole or waited > PATIENCE:
+                    runner = runner if whole else self.driver.cut(runner)
+                    self._save(runner)
+                    waited = 0
+                    if done:
+                        self.bar.update(self.steps, last=True)
+                        return
+            self.bar.update(self.steps)
+
+    def _passed(self, every: int, since: int) -> bool:
+        return self.steps // every > since // every
+
+    def _log(self) -> None:
+        """Write a line of means; stop if one of them is not a number."""
+        if self.totals is None:
+            return
+        totals = jax.device_get(self.totals)
+        self._refuse_nan(totals)
+        now = time.monotonic()
+        speed = (self.steps - self.logged) / max(now - self.line_began, 1e-9)
+        means = {name: float(total) / float(count) for name, (total, count) in totals.items() if count > 0}
+        self.run.log(
+            {
+                "steps": self.steps,
+                "seconds": round(self.before + now - self.began, 3),
+                "steps_per_second": round(speed, 2),
+                **means,
+            }
+        )
+        returns = []
+        for side, members in self.driver.spec.sides.items():
+            names = [f"episode/return/{self.driver.spec.agents[i]}" for i in members]
+            if all(name in means for name in names):
+                returns.append(f"{side} {np.mean([means[name] for name in names]):.1f}")
+        if returns:
+            self.bar.note("returns: " + ", ".join(returns))
+        self.totals, self.logged, self.line_began = None, self.steps, now
+
+    def _refuse_nan(self, totals: Any) -> None:
+        bad = {name: total for name, (total, _) in totals.items() if not np.isfinite(total)}
+        if not bad:
+            return
+        # What the world model spoils, the agents then learn from; name the origin.
+        source = [name for name in bad if name.startswith("world_model/")] or list(bad)
+        parts = [name for name in source if not name.endswith(("/loss", "/grad_norm"))] or source
+        raise TrainingDiverged(
+            f"{', '.join(f'{name} became {bad[name]}' for name in parts)} between the steps {self.logged} and "
+            f"{self.steps}; training has stopped and nothing of this was saved. {self._how_to_go_on()}\n"
+            "A lower learning rate may help: --world-model.lr, --agents.lr"
+        )
+
+    def _save(self, runner: Runner) -> None:
+        self._log()  # also the last look for NaN before the state is kept
+        checkpoints.save(
+            runner,
+            self.run.checkpoints,
+            config=self.config,
+            spec=self.driver.spec,
+            steps=self.steps,
+            kept=self.config.checkpoints_kept,
+        )
+        self.saved = self.steps
+
+    def _how_to_go_on(self) -> str:
+        every = checkpoints.saved(self.run.checkpoints)
+        where = f"The last checkpoint is {every[max(every)]}" if every else "There is no checkpoint yet"
+        return f"{where}; {'go on' if every else 'start over'} with\n  codream train --resume {self.run.path}"
+
+

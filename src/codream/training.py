@@ -1,0 +1,208 @@
+"""The two drivers: a host loop around Python environments, an in-graph scan around JAX ones.
+
+Both call the same `choose` and `learn`, so they share every line of the algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+
+from codream import matwm
+from codream.config import Config
+from codream.envs import EnvSpec, GraphEnv, HostEnv, TimeStep
+from codream.matwm import Memory, Metrics, State
+
+__all__ = ["GraphDriver", "HostDriver", "Runner", "choose", "driver_for", "learn"]
+
+
+class Runner(eqx.Module):
+    """A run in progress, and all of it: this is what a checkpoint holds."""
+
+    state: State
+    memory: Memory
+    here: TimeStep  # where every copy of the environment stands
+    env_state: Any  # of an in-graph environment; None on the host
+    episode_return: Float[Array, "copies agents"]
+    key: PRNGKeyArray
+
+
+class Choice(eqx.Module):
+    """What `choose` hands to the environment and to `learn`."""
+
+    action: Int[Array, "copies agents"]
+    memory: Memory
+    env_keys: Key[Array, " copies"]  # one for each copy
+    update_key: PRNGKeyArray
+    key: PRNGKeyArray
+
+
+def choose(runner: Runner, config: Config) -> Choice:
+    """Act in every copy, and split the key for what follows."""
+    key, act_key, env_key, update_key = jax.random.split(runner.key, 4)
+    action, memory = matwm.act(runner.state, runner.memory, runner.here, act_key, config)
+    return Choice(action, memory, jax.random.split(env_key, len(action)), update_key, key)
+
+
+def learn(runner: Runner, choice: Choice, there: TimeStep, env_state: Any, config: Config) -> tuple[Runner, Metrics]:
+    """Observe the step that was taken, then make every update that is due."""
+    state = matwm.observe(runner.state, runner.here, choice.action, there)
+    state, metrics = matwm.update(state, choice.update_key, config)
+    # A step that resets carries no reward; the first step of an episode starts the sum anew.
+    total = jnp.where(runner.here.first[:, None], 0.0, runner.episode_return)
+    total = total + jnp.where(runner.here.acting, there.reward, 0.0)
+    ended = jnp.asarray(there.last) & ~jnp.asarray(runner.here.last)
+    count = jnp.sum(ended)
+    for i, agent in enumerate(state.world_model.spec.agents):
+        metrics[f"episode/return/{agent}"] = (jnp.sum(jnp.where(ended, total[:, i], 0.0)), count)
+    return Runner(state, choice.memory, there, env_state, total, choice.key), metrics
+
+
+def _start(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> tuple[State, Memory, Float[Array, "copies agents"]]:
+    state = matwm.init(key, spec, config)
+    memory = matwm.init_memory(state, config.num_envs, config)
+    return state, memory, jnp.zeros((config.num_envs, spec.num_agents))
+
+
+class HostDriver:
+    """Steps Python environments between two compiled functions; the runner stays on the device."""
+
+    def __init__(self, env: HostEnv, config: Config):
+        self.env, self.config, self.spec = env, config, env.spec
+        self._resting = True  # no episode is running, so the next step starts one in every copy
+        self._choose = eqx.filter_jit(lambda runner: (choose(runner, config)))
+        self._seeds = jax.jit(jax.vmap(lambda key: jax.random.randint(key, (), 0, 2**31 - 1)))
+        # The runner's buffers are reused for the next one, replay included.
+        self._learn = eqx.filter_jit(
+            lambda rest, runner: learn(runner, *rest, None, config), donate="all-except-first"
+        )
+
+    def start(self, key: PRNGKeyArray) -> Runner:
+        init_key, env_key, key = jax.random.split(key, 3)
+        state, memory, returns = _start(init_key, self.spec, self.config)
+        seeds = self._seeds(jax.random.split(env_key, self.config.num_envs))
+        here = jax.tree.map(jnp.asarray, self.env.reset(np.asarray(seeds)))
+        self._resting = False
+        return Runner(state, memory, here, None, returns, key)
+
+    def advance(self, runner: Runner) -> tuple[Runner, Metrics]:
+        """One step of all copies, and the updates it buys. `runner` is used up.
+
+        With a new environment `runner` must be `whole`: its copies are reset, as they would have been anyway.
+        """
+        if self._resting and not self.whole(runner):
+            raise ValueError("a run on a host environment can only go on from where all its copies' episodes end")
+        choice = self._choose(runner)
+        seeds = np.asarray(self._seeds(choice.env_keys))
+        there = self.env.reset(seeds) if self._resting else self.env.step(np.asarray(choice.action), seeds)
+        self._resting = False
+        return self._learn((choice, jax.tree.map(jnp.asarray, there)), runner)
+
+    def run(self, runner: Runner) -> Iterator[tuple[Runner, Metrics]]:
+        """Yield the runner and its metrics after every step of all copies."""
+        while True:
+            runner, metrics = self.advance(runner)
+            yield runner, metrics
+
+    def template(self) -> Runner:
+        """The shapes of a runner, and all of it that is not an array; computes nothing."""
+        spec, places = self.spec, (self.config.num_envs, self.spec.num_agents)
+
+        def build(key: PRNGKeyArray) -> Runner:
+            state, memory, returns = _start(key, spec, self.config)
+            here = TimeStep(
+                obs=jnp.zeros((*places, *spec.obs_shape), spec.obs_dtype),
+                mask=jnp.zeros((*places, spec.max_actions), bool),
+                reward=jnp.zeros(places),
+                terminal=jnp.zeros(places, bool),
+                acting=jnp.zeros(places, bool),
+                first=jnp.zeros(places[:1], bool),
+                last=jnp.zeros(places[:1], bool),
+            )
+            return Runner(state, memory, here, None, returns, key)
+
+        return eqx.filter_eval_shape(build, jax.random.key(0))
+
+    def cut(self, runner: Runner) -> Runner:
+        """End every running episode here, as a time limit would."""
+        self._resting = True
+        here = runner.here
+        return eqx.tree_at(
+            lambda r: (r.here.last, r.here.acting),
+            runner,
+            (jnp.ones_like(here.last), jnp.zeros_like(here.acting)),
+        )
+
+    def whole(self, runner: Runner) -> bool:
+        """Whether a run can be resumed exactly from here: every copy is at its episode's end."""
+        return bool(np.all(np.asarray(runner.here.last)))
+
+
+class GraphDriver:
+    """Acting, stepping and learning as one compiled scan of `chunk` steps."""
+
+    def __init__(self, env: GraphEnv, config: Config, chunk: int = 16):
+        self.env, self.config, self.spec, self.chunk = env, config, env.spec, chunk
+        self._chunk = eqx.filter_jit(self._scan, donate="all")
+
+    def _begin(self, key: PRNGKeyArray) -> Runner:
+        init_key, env_key, key = jax.random.split(key, 3)
+        state, memory, returns = _start(init_key, self.spec, self.config)
+        env_state, here = eqx.filter_jit(jax.vmap(self.env.reset))(
+            jax.random.split(env_key, self.config.num_envs)
+        )
+        return Runner(state, memory, here, env_state, returns, key)
+
+    def start(self, key: PRNGKeyArray) -> Runner:
+        return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, self._begin(key))
+
+    def template(self) -> Runner:
+        """The shapes of a runner, and all of it that is not an array; computes nothing."""
+        return eqx.filter_eval_shape(self._begin, jax.random.key(0))
+
+    def step(self, runner: Runner) -> tuple[Runner, Metrics]:
+        choice = choose(runner, self.config)
+        env_state, there = jax.vmap(self.env.step)(choice.env_keys, runner.env_state, choice.action)
+        return learn(runner, choice, there, env_state, self.config)
+
+    def _scan(self, runner: Runner) -> tuple[Runner, Metrics]:
+        params, static = eqx.partition(runner, eqx.is_array)
+
+        def body(params: Any, _: None) -> tuple[Any, Metrics]:
+            runner, metrics = self.step(eqx.combine(params, static))
+            return eqx.filter(runner, eqx.is_array), metrics
+
+        params, metrics = jax.lax.scan(body, params, None, self.chunk)
+        return eqx.combine(params, static), jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+
+    def advance(self, runner: Runner) -> tuple[Runner, Metrics]:
+        """One chunk of steps and updates, and the sums of their metrics. `runner` is used up."""
+        return self._chunk(runner)
+
+    def run(self, runner: Runner) -> Iterator[tuple[Runner, Metrics]]:
+        """Yield the runner and its summed metrics after every chunk."""
+        while True:
+            runner, metrics = self.advance(runner)
+            yield runner, metrics
+
+    def whole(self, runner: Runner) -> bool:
+        """The environment's state is part of the runner, so every moment will do."""
+        del runner
+        return True
+
+    def cut(self, runner: Runner) -> Runner:
+        """Never needed, see `whole`."""
+        return runner
+
+
+def driver_for(env: HostEnv | GraphEnv, config: Config) -> HostDriver | GraphDriver:
+    """The driver for an environment; `config` must be resolved for it."""
+    return HostDriver(env, config) if isinstance(env, HostEnv) else GraphDriver(env, config)
+
+

@@ -1,0 +1,309 @@
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probe_envs import Mixed
+from tiny import tiny
+
+from codream import matwm
+from codream.envs import TimeStep
+
+KEY = jax.random.key(0)
+SPEC = Mixed().spec
+COPIES = 600
+
+
+# ------------------------------------------------------------------------------------------ acting
+
+
+@pytest.fixture(scope="module")
+def config():
+    """Warm-up of 100 steps; a third of the episodes with a random side, a third with a past one."""
+    partners = {"random_share": 1 / 3, "past_share": 1 / 3, "past_every": 50, "past_kept": 2}
+    return tiny(SPEC, {"latent": "change"}, partners=partners, warmup=100, num_envs=2)
+
+
+@pytest.fixture(scope="module")
+def state(config):
+    """Current actors always take their action 0 if they may, past ones (two were taken) their action 1."""
+    state = eqx.filter_jit(matwm.init)(KEY, SPEC, config)
+    sure = lambda bias, action: (0 * bias).at[..., action].set(1e3)  # noqa: E731
+    return eqx.tree_at(
+        lambda s: (s.agents.actor.net.out.bias, s.past.actors.net.out.bias, s.past.count, s.steps),
+        state,
+        (
+            sure(state.agents.actor.net.out.bias, 0),
+            sure(state.past.actors.net.out.bias, 1),
+            jnp.asarray(2),
+            jnp.asarray(100),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def here():
+    """First steps of many copies, in half of which action 0 is forbidden to all."""
+    mask = np.broadcast_to(SPEC.action_valid, (COPIES, 3, 4)).copy()
+    mask[::2, :, 0] = False
+    none = jnp.zeros((COPIES, 3))
+    return TimeStep(
+        obs=jax.random.normal(KEY, (COPIES, 3, 4)),
+        mask=jnp.asarray(mask),
+        reward=none,
+        terminal=none.astype(bool),
+        acting=none == 0,
+        first=jnp.ones(COPIES, bool),
+        last=jnp.zeros(COPIES, bool),
+    )
+
+
+@pytest.fixture(scope="module")
+def acted(config, state, here):
+    """Actions and who played, by (steps so far)."""
+    act = eqx.filter_jit(lambda s: matwm.act(s, matwm.init_memory(s, COPIES, config), here, KEY, config))
+
+    def at(steps):
+        action, memory = act(eqx.tree_at(lambda s: s.steps, state, jnp.asarray(steps)))
+        return np.asarray(action), np.asarray(memory.player)
+
+    return at
+
+
+def frequencies(actions):
+    return np.bincount(actions, minlength=4) / len(actions)
+
+
+def test_warm_up_acts_uniformly_over_what_is_allowed(acted):
+    action, _ = acted(99)
+    for agent, count in enumerate(SPEC.num_actions):
+        free, masked = action[1::2, agent], action[::2, agent]
+        np.testing.assert_allclose(frequencies(free)[:count], 1 / count, atol=0.1)
+        np.testing.assert_allclose(frequencies(masked)[1:count], 1 / (count - 1), atol=0.1)
+        assert (masked > 0).all()
+        assert (action[:, agent] < count).all()
+
+
+def test_after_warm_up_current_past_and_random_policies_play_their_shares(acted):
+    action, player = acted(100)
+    sides = (player[:, :2] > 0).any(1), player[:, 2] > 0
+    assert not (sides[0] & sides[1]).any(), "only one side of an episode is played by others"
+    assert (player[:, 0] == player[:, 1]).all(), "a side is played by one kind of player"
+    kinds = player.max(axis=1)
+    np.testing.assert_allclose((kinds == 1).mean(), 1 / 3, atol=0.08)
+    np.testing.assert_allclose((kinds >= 2).mean(), 1 / 3, atol=0.08)
+    assert set(kinds) == {0, 1, 2, 3}
+    np.testing.assert_allclose([side.mean() for side in sides], 1 / 3, atol=0.08)
+    free = np.arange(COPIES) % 2 == 1
+    for agent in range(3):
+        mine = action[:, agent]
+        assert (mine[free & (player[:, agent] == 0)] == 0).all()
+        assert (mine[free & (player[:, agent] >= 2)] == 1).all()
+        random = mine[free & (player[:, agent] == 1)]
+        np.testing.assert_allclose(frequencies(random)[: SPEC.num_actions[agent]].min(), 0, atol=0.6)
+        assert len(set(random)) == SPEC.num_actions[agent]
+        assert (mine[~free] > 0).all()  # forbidden
+
+
+def test_players_change_only_where_an_episode_starts(config, state):
+    before = jnp.tile(jnp.array([0, 0, 1]), (COPIES, 1))
+    first = jnp.arange(COPIES) < COPIES // 2
+    after = matwm._draw_players(state, before, first, config, KEY)
+    np.testing.assert_array_equal(after[COPIES // 2 :], before[COPIES // 2 :])
+    assert (after[: COPIES // 2] != before[: COPIES // 2]).any()
+    off = tiny(SPEC, {"latent": "change"})
+    np.testing.assert_array_equal(matwm._draw_players(state, before, first, off, KEY), before)
+
+
+def test_before_the_first_snapshot_nobody_plays_a_past_self(config, state):
+    young = eqx.tree_at(lambda s: s.past.count, state, jnp.asarray(0))
+    first = jnp.ones(COPIES, bool)
+    player = matwm._draw_players(young, jnp.zeros((COPIES, 3), int), first, config, KEY)
+    assert set(np.unique(player)) == {0, 1}
+
+
+def test_evaluation_plays_current_policies_only_and_greedily_if_asked(config, state, here):
+    # In warm-up, and with a policy that prefers action 1 by little.
+    prefers = eqx.tree_at(
+        lambda s: (s.agents.actor.net.out.bias, s.agents.actor.net.out.weight, s.steps),
+        state,
+        (jnp.zeros((3, 4)).at[:, 1].set(0.3), 0 * state.agents.actor.net.out.weight, jnp.asarray(0)),
+    )
+    act = lambda **options: eqx.filter_jit(  # noqa: E731
+        lambda s: matwm.act(s, matwm.init_memory(s, COPIES, config), here, KEY, config, collect=False, **options)
+    )(prefers)
+    greedy, memory = act(greedy=True)
+    assert (np.asarray(greedy) == 1).all()
+    assert (np.asarray(memory.player) == 0).all()
+    sampled, _ = act()
+    expected = np.exp([0, 0.3, 0]) / np.exp([0, 0.3, 0]).sum()
+    np.testing.assert_allclose(frequencies(sampled[1::2, 0])[:3], expected, atol=0.1)
+
+
+def test_snapshots_take_turns(config, state):
+    marked = lambda value: eqx.tree_at(  # noqa: E731
+        lambda s: s.agents.actor.net.out.bias, state, jnp.full((3, 4), value)
+    )
+    kept = lambda past: np.asarray(past.actors.net.out.bias[:, 0, 0]).tolist()  # noqa: E731
+    trained = eqx.tree_at(lambda s: s.agents_updates, marked(5.0), jnp.asarray(1))
+    past = matwm._snapshot(trained, config)  # 100 steps at one snapshot per 50: two were taken
+    assert int(past.count) == 2
+    later = eqx.tree_at(lambda s: s.steps, trained, jnp.asarray(150))
+    past = matwm._snapshot(later, config)
+    assert int(past.count) == 3
+    assert kept(past) == [5.0, kept(state.past)[1]]
+    untrained = eqx.tree_at(lambda s: s.agents_updates, later, jnp.asarray(0))
+    assert int(matwm._snapshot(untrained, config).count) == 2
+
+
+# ------------------------------------------------------------------------------------------ updates due
+
+
+def counted(game, every, copies, warmup, rows, filled=None):
+    """Updates due after each of `rows` steps of all copies."""
+    config = dataclasses.replace(game.config, warmup=warmup)
+    due = eqx.filter_jit(matwm._due)
+    counts, state = [], game.fresh
+    for row in range(1, rows + 1):
+        state = eqx.tree_at(
+            lambda s: (s.steps, s.due_from, s.replay.filled),
+            state,
+            (jnp.asarray(copies * row), jnp.asarray(copies * (row - 1)), jnp.asarray(filled or 100)),
+        )
+        counts.append(int(due(state, every, config)))
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("every", "copies", "expected"),
+    [
+        (1.0, 1, [1] * 8),
+        (0.5, 1, [2] * 8),
+        (4.0, 1, [0, 0, 0, 1, 0, 0, 0, 1]),
+        (2.5, 1, [0, 0, 1, 0, 1, 0, 0, 1]),
+        (1.0, 4, [4] * 8),
+        (8.0, 4, [0, 1] * 4),
+        (16.0, 16, [1] * 8),
+        (6.0, 4, [0, 1, 1, 0, 1, 1, 0, 1]),
+    ],
+)
+def test_updates_come_at_their_interval(game, every, copies, expected):
+    assert counted(game, every, copies, 0, 8) == expected
+
+
+def test_warm_up_leaves_no_backlog(game):
+    assert counted(game, 1.0, 2, 10, 8) == [0, 0, 0, 0, 2, 2, 2, 2]
+    assert counted(game, 0.25, 1, 3, 5) == [0, 0, 4, 4, 4]
+
+
+def test_no_update_before_replay_holds_enough_for_disjoint_windows(game):
+    """Two windows of eight steps for each agent, in two copies: sixteen rows surely have room."""
+    assert counted(game, 1.0, 1, 0, 1, filled=15) == [0]
+    assert counted(game, 1.0, 1, 0, 1, filled=16) == [1]
+
+
+def test_a_reset_is_no_step(game):
+    resets = int(np.asarray(game.heres.last).sum())
+    assert resets > 2
+    assert int(game.state.steps) == game.rows * game.copies - resets
+
+
+# ------------------------------------------------------------------------------------------ one update
+
+
+train_agents = eqx.filter_jit(matwm._train_agents)
+
+
+def same(a, b):
+    return all(bool((x == y).all()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.fixture(scope="module")
+def after(game):
+    return train_agents(game.state, KEY, game.config)
+
+
+def test_the_policys_loss_moves_no_world_model_weight(game, after):
+    state, metrics = after
+    assert same(state.world_model, game.state.world_model)
+    assert same(state.optimiser, game.state.optimiser)
+    assert same(state.replay, game.state.replay)
+    assert not same(state.agents.actor, game.state.agents.actor)
+    assert int(state.agents_updates) == 1
+    assert all(np.isfinite(x).all() for x in metrics.values())
+
+
+def test_the_world_models_loss_moves_no_policy(game):
+    state, metrics = eqx.filter_jit(matwm._train_world_model)(game.state, KEY, game.config)
+    assert same(state.agents, game.state.agents)
+    assert not same(state.world_model, game.state.world_model)
+    assert {"loss", "rec", "reward", "continue", "dyn", "rep", "mask", "team", "grad_norm"} <= set(metrics)
+
+
+def test_one_exploding_agent_leaves_the_others_alone(game, after):
+    """Clipping is for each agent by itself: with one norm over all, agents 1 and 2 would stand still."""
+    wild = eqx.tree_at(
+        lambda s: s.agents.critic.net.hidden[0].weight,
+        game.state,
+        game.state.agents.critic.net.hidden[0].weight.at[0].multiply(1e4),
+    )
+    wild = eqx.tree_at(
+        lambda s: s.agents.critic.net.out.weight,
+        wild,
+        wild.agents.critic.net.out.weight.at[0].set(1e6 * jax.random.normal(KEY, (31 // 2, 16))),
+    )
+    (calm_state, calm), (wild_state, loud) = after, train_agents(wild, KEY, game.config)
+    assert loud["grad_norm"][0] > 1e3 * calm["grad_norm"][0]
+    np.testing.assert_array_equal(loud["grad_norm"][1:], calm["grad_norm"][1:])
+    for a, b in zip(jax.tree.leaves(calm_state.agents), jax.tree.leaves(wild_state.agents), strict=True):
+        np.testing.assert_array_equal(a[1:], b[1:])
+
+
+def test_the_slow_critic_follows_and_the_scale_is_averaged(game, after):
+    state, metrics = after
+    old, new = game.state.agents, state.agents
+    mix = game.config.agents.critic_ema * old.slow_critic.net.out.weight
+    mix += (1 - game.config.agents.critic_ema) * new.critic.net.out.weight
+    np.testing.assert_allclose(new.slow_critic.net.out.weight, mix, rtol=1e-5, atol=1e-9)
+    assert np.shape(metrics["return_scale"]) == (3,)
+
+
+@pytest.mark.parametrize("switch", [{"teammates": False}, {"scale_actions": False}, {"latent": "categorical"}])
+def test_every_switch_acts_and_trains(switch):
+    """One whole step of the graph driver, updates included."""
+    from codream.training import GraphDriver
+
+    env = Mixed()
+    driver = GraphDriver(env, tiny(env.spec, switch, {"horizon": 2}, warmup=30), chunk=24)
+    runner, metrics = driver._chunk(driver.start(KEY))
+    assert int(runner.state.world_model_updates) > 0
+    assert int(runner.state.agents_updates) > 0
+    assert all(np.isfinite(total) for total, _ in metrics.values())
+    assert ("world_model/team" in metrics) == switch.get("teammates", True)
+
+
+def test_a_batch_has_an_equal_share_of_every_agent(game, monkeypatch):
+    """And is drawn with decay 1 if replay is to be uniform."""
+    seen = {}
+
+    def recent(replay, count, length, decay, key):
+        seen.update(count=count, length=length, decay=decay)
+        return real_recent(replay, count, length, decay, key)
+
+    def read(replay, age, copy, focal, length):
+        seen["focal"] = np.asarray(focal)
+        return real_read(replay, age, copy, focal, length)
+
+    real_recent, real_read = matwm.sample_recent, matwm.sequences
+    monkeypatch.setattr(matwm, "sample_recent", recent)
+    monkeypatch.setattr(matwm, "sequences", read)
+    trace = lambda config: eqx.filter_eval_shape(matwm._train_world_model, game.state, KEY, config)  # noqa: E731
+    with jax.ensure_compile_time_eval():
+        pass
+    trace(game.config)
+    assert (seen["count"], seen["length"], seen["decay"]) == (2, 8, 0.99)
+    uniform = dataclasses.replace(game.config, replay=dataclasses.replace(game.config.replay, uniform=True))
+    trace(uniform)
+    assert seen["decay"] == 1.0

@@ -1,0 +1,31 @@
+"""Shared by all tests: JAX on the CPU with compiled programs kept between runs, annotations checked at run time."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "codream-tests-jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+from jaxtyping import install_import_hook
+
+# Every shape in a signature is held to. Before codream is imported for the first time.
+install_import_hook("codream", "strict.check")
+
+import pytest
+from helpers import tiny_config
+
+from codream import Run, train
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs for the whole session."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def host_run(runs: Path) -> Run:
+    """400 steps of simple_tag (mpe2), with checkpoints at 200 and 400. Tests must not change it."""
+    return train(tiny_config(), name="host", root=runs, progress=False)
