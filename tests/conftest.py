@@ -1,4 +1,5 @@
-"""Shared by all tests: JAX on the CPU with compiled programs kept between runs, annotations checked at run time."""
+"""Shared by all tests: JAX on the CPU with compiled programs kept between runs, annotations checked at run
+time."""
 
 import os
 import tempfile
@@ -13,10 +14,10 @@ from jaxtyping import install_import_hook
 # Every shape in a signature is held to. Before codream is imported for the first time.
 install_import_hook("codream", "strict.check")
 
-import pytest
-from helpers import tiny_config
+import pytest  # noqa: E402
+from helpers import tiny_config  # noqa: E402
 
-from codream import Run, train
+from codream import Run, train  # noqa: E402
 
 
 @pytest.fixture(scope="session")

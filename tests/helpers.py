@@ -1,13 +1,20 @@
 """What several tests share."""
 
 import dataclasses
-from typing import Any
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
 
-from codream import Config, preset
+import numpy as np
+from gymnasium import spaces
+
+from codream import Config, Run, preset
+from codream.checkpoint import find
 
 
 def tiny_config(**changes: Any) -> Config:
-    """`small` with tiny nets, on 4 copies of simple_tag; all copies' episodes end together every 100 steps."""
+    """`small` with tiny nets, on 4 copies of simple_tag; all copies' episodes end together every 100
+    steps."""
     base = preset("small")
     config = dataclasses.replace(
         base,
@@ -39,3 +46,97 @@ def tiny_config(**changes: Any) -> Config:
         replay=dataclasses.replace(base.replay, capacity=400),
     )
     return dataclasses.replace(config, **changes)
+
+
+class Toy:
+    """A parallel environment of two sides: `cat_0` is paid for moving like `mouse_0`. Episodes last `length`
+    steps; with `uneven`, 3 to 9, as the seed wants it. Raises at the step `broken_at` of any episode."""
+
+    metadata: ClassVar[dict[str, Any]] = {"name": "toy"}
+    possible_agents: ClassVar[list[str]] = ["cat_0", "mouse_0"]
+
+    def __init__(self, length: int = 6, uneven: bool = False, broken_at: int | None = None):
+        self.length, self.uneven, self.broken_at = length, uneven, broken_at
+        self.agents: list[str] = []
+
+    @property
+    def unwrapped(self) -> "Toy":
+        return self
+
+    def observation_space(self, agent: str) -> spaces.Space:
+        del agent
+        return spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+    def action_space(self, agent: str) -> spaces.Space:
+        del agent
+        return spaces.Discrete(3)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> tuple[dict, dict]:
+        del options
+        self.rng = np.random.default_rng(seed)
+        self.left = int(self.rng.integers(3, 10)) if self.uneven else self.length
+        self.taken = 0
+        self.agents = list(self.possible_agents)
+        return self._observe(), {agent: {} for agent in self.agents}
+
+    def step(self, actions: dict[str, int]) -> tuple[dict, dict, dict, dict, dict]:
+        self.taken += 1
+        self.left -= 1
+        if self.taken == self.broken_at:
+            raise ZeroDivisionError("the cat is out of the bag")
+        same = float(actions["cat_0"] == actions["mouse_0"])
+        everyone, over = list(self.agents), self.left == 0
+        obs = self._observe()
+        if over:
+            self.agents = []
+        return (
+            obs,
+            {"cat_0": same, "mouse_0": -same},
+            dict.fromkeys(everyone, False),
+            dict.fromkeys(everyone, over),
+            {agent: {} for agent in everyone},
+        )
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        return {agent: self.rng.normal(size=2).astype(np.float32) for agent in self.possible_agents}
+
+    def close(self) -> None:
+        pass
+
+
+def toy_config(**changes: Any) -> Config:
+    """`tiny_config` for 2 copies of `Toy`."""
+    return tiny_config(
+        **{
+            "num_envs": 2,
+            "total_steps": 120,
+            "warmup": 40,
+            "checkpoint_every": 40,
+            "log_every": 40,
+            "world_model_every": 10,
+            "agents_every": 10,
+            **changes,
+        }
+    )
+
+
+def arrays(run: Run, steps: int | None = None) -> dict[str, np.ndarray]:
+    """Everything that a checkpoint of a run holds."""
+    return find(run.path, steps).arrays()
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    """Equal leaf by leaf, bit by bit."""
+    assert one.keys() == other.keys()
+    for place, value in one.items():
+        np.testing.assert_array_equal(value, other[place], err_msg=place)
+
+
+def copy_until(run: Run, steps: int, folder: Path) -> Run:
+    """A copy of a run as it was just after it wrote the checkpoint at `steps`, as if it had been killed
+    then."""
+    shutil.copytree(run.path, folder)
+    for later in (folder / "checkpoints").iterdir():
+        if int(later.name) > steps:
+            shutil.rmtree(later)
+    return Run(folder)

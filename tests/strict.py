@@ -1,4 +1,5 @@
-"""The run-time check of annotations. As everywhere in Python typing, an int will do where a float is asked for."""
+"""The run-time check of annotations. As everywhere in Python typing, an int will do where a float is asked
+for."""
 
 from beartype import BeartypeConf, beartype
 

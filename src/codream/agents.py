@@ -29,13 +29,15 @@ def load(
     """The agents of a run, as its latest checkpoint (or the one at step `checkpoint`) has them.
 
     `env`: the environment, where the run was trained on one given as an object.
-    Raises RunError if there is no such run, CheckpointError if its checkpoint is missing, damaged or of another
-    version.
+    Raises RunError if there is no such run, CheckpointError if its checkpoint is missing, damaged or of
+    another version.
     """
     run = Run.open(run, root)
     found = checkpoints.find(run.path, checkpoint)
     if run.about["environment"]["by_object"] and env is None:
-        raise RunError(f"{run.path} was trained on an environment given as an object; pass it: load(…, env=…)")
+        raise RunError(
+            f"{run.path} was trained on an environment given as an object; pass it: load(…, env=…)"
+        )
 
     def make(copies: int) -> Any:
         return build_env(found.config, copies, env)
@@ -59,7 +61,14 @@ class Agents:
     """Environment steps that they were trained for."""
 
     def __init__(
-        self, state: matwm.State, config: Config, *, steps: int, env: Any, make: Callable[[int], Any], name: str
+        self,
+        state: matwm.State,
+        config: Config,
+        *,
+        steps: int,
+        env: Any,
+        make: Callable[[int], Any],
+        name: str,
     ):
         self.config, self.spec, self.steps, self.name = config, state.world_model.spec, steps, name
         # Acting needs neither replay nor optimisers.
@@ -101,8 +110,9 @@ class Agents:
     ) -> dict[Any, int]:
         """Actions for one step of one environment, remembering the episode since `reset`.
 
-        `obs`: {agent: observation} as the environment gives them; agents that are not in it get no action. Action
-        masks are read from the observations, or from `infos` as PettingZoo's `reset` and `step` return them.
+        `obs`: {agent: observation} as the environment gives them; agents that are not in it get no action.
+        Action masks are read from the observations, or from `infos` as PettingZoo's `reset` and `step`
+        return them.
         """
         first = self._episode is None
         if self._episode is None:
@@ -115,7 +125,8 @@ class Agents:
 
 
 class Player:
-    """The current policies of trained agents in some copies of their environment. Remembers each copy's episode."""
+    """The current policies of trained agents in some copies of their environment. Remembers each copy's
+    episode."""
 
     def __init__(self, agents: Agents, greedy: bool):
         self.agents, self.greedy = agents, greedy

@@ -1,8 +1,8 @@
 """Checkpoints: save a run in progress, verify and restore it. The one file that imports Orbax.
 
-A checkpoint is `checkpoints/<steps>/`: the arrays of the runner as Orbax writes them, and `manifest.json` with the
-configuration, the environment's shapes, library versions and the SHA-256 of every file. What is not an array is
-rebuilt from the configuration; nothing is pickled.
+A checkpoint is `checkpoints/<steps>/`: the arrays of the runner as Orbax writes them, and `manifest.json`
+with the configuration, the environment's shapes, library versions and the SHA-256 of every file. What is
+not an array is rebuilt from the configuration; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ FORMAT = 1  # raised whenever what a checkpoint holds changes
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is missing, damaged, of another version, or does not fit the code; the message says which."""
+    """A checkpoint is missing, damaged, of another version, or does not fit the code; the message says
+    which."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,8 @@ def saved(folder: Path) -> dict[int, Path]:
 
 
 def set_aside(folder: Path, steps: int) -> None:
-    """Move checkpoints later than `steps` to `folder/set_aside`: a run that goes on from `steps` replaces them."""
+    """Move checkpoints later than `steps` to `folder/set_aside`: a run that goes on from `steps` replaces
+    them."""
     for later, path in saved(folder).items():
         if later > steps:
             target = folder / "set_aside" / path.name
@@ -108,8 +110,8 @@ def set_aside(folder: Path, steps: int) -> None:
 def find(run: Path, steps: int | None = None) -> Checkpoint:
     """The latest checkpoint of a run, or the one at `steps`, verified.
 
-    Raises CheckpointError if there is none, or if it is damaged or of another version; the message then names the
-    newest earlier checkpoint that is good, and the command that uses it.
+    Raises CheckpointError if there is none, or if it is damaged or of another version; the message then
+    names the newest earlier checkpoint that is good, and the command that uses it.
     """
     every = saved(run / "checkpoints")
     if not every:
@@ -138,7 +140,8 @@ def _offer(run: Path, every: dict[int, Path], steps: int) -> str:
 
 
 def restore(template: Any, checkpoint: Checkpoint) -> Any:
-    """A runner with the arrays of `checkpoint` and everything else from `template` (whose arrays may be abstract).
+    """A runner with the arrays of `checkpoint` and everything else from `template` (whose arrays may be
+    abstract).
 
     Raises CheckpointError, naming the first place, if the arrays are not those that `template` has.
     """
@@ -169,8 +172,8 @@ def restore(template: Any, checkpoint: Checkpoint) -> Any:
 def _misfit(checkpoint: Checkpoint, what: str) -> CheckpointError:
     then = checkpoint.manifest["versions"].get("codream")
     return CheckpointError(
-        f"checkpoint {checkpoint.path} does not fit this code: {what}. It was written by codream {then} with the "
-        f"environment {checkpoint.spec.name}; use the same versions (see run.json beside it)"
+        f"checkpoint {checkpoint.path} does not fit this code: {what}. It was written by codream "
+        f"{then} with the environment {checkpoint.spec.name}; use the same versions (see run.json beside it)"
     )
 
 

@@ -63,7 +63,7 @@ class Evaluate:
     greedy: bool = False
     """Take the most probable action instead of a sampled one."""
     against: tuple[str, ...] | None = None
-    """Opponents: names of references (random, still, chase, flee) and folders of runs. Unset: all references."""
+    """Opponents: names of references (random, still, chase, flee), and run folders. Unset: all references."""
     checkpoint: int | None = None
     """Evaluate the checkpoint at this step instead of the latest."""
     json: Path | None = None
@@ -113,7 +113,7 @@ def _parse(args: list[str]) -> Train | Evaluate:
     return tyro.cli(
         commands,
         prog="codream",
-        description="Train teams of agents inside learned models of their shared world. --version prints the version.",
+        description="Teams of agents that learn inside learned models of their world. --version: which codream.",
         args=args,
     )
 
@@ -123,7 +123,9 @@ def _train(command: Train) -> None:
     if command.env_kwargs is not None:
         config = dataclasses.replace(config, env_kwargs=_json_object("--env-kwargs", command.env_kwargs))
     if command.checkpoint is not None and command.resume is None:
-        raise ConfigError("--checkpoint needs --resume RUN: it says from which of the run's checkpoints to go on")
+        raise ConfigError(
+            "--checkpoint needs --resume RUN: it says from which of the run's checkpoints to go on"
+        )
     if command.name is not None and command.resume is not None:
         raise ConfigError("--name is for a new run; --resume goes on in the folder of the run")
     run = train(
@@ -152,12 +154,13 @@ def _evaluate(command: Evaluate) -> None:
 
 
 def _json_object(option: str, text: str) -> dict[str, Any]:
+    wanted = f"{option} expects a JSON object, e.g. '{{\"max_cycles\": 50}}', got {text!r}"
     try:
         value = json.loads(text)
     except ValueError as err:
-        raise ConfigError(f"{option} expects a JSON object, e.g. '{{\"max_cycles\": 50}}', got {text!r} ({err})") from err
+        raise ConfigError(f"{wanted} ({err})") from err
     if not isinstance(value, dict):
-        raise ConfigError(f"{option} expects a JSON object, e.g. '{{\"max_cycles\": 50}}', got {text!r}")
+        raise ConfigError(wanted)
     return value
 
 

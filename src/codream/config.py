@@ -361,8 +361,8 @@ PRESETS: dict[str, Config] = {
     "small": Config(
         preset="small",
         num_envs=16,
-        world_model_every=8,
-        agents_every=16,
+        world_model_every=6.0,
+        agents_every=16.0,
         world_model=WorldModelConfig(
             hidden=128,
             layers=1,
@@ -383,7 +383,9 @@ PRESETS: dict[str, Config] = {
             groups=16,
             classes=16,
         ),
-        agents=AgentConfig(units=128, lr=6e-4, horizon=12, starts=64, entropy=1e-2, value_bins=63),
+        agents=AgentConfig(
+            units=128, lr=1e-3, horizon=12, starts=64, gamma=0.95, entropy=3e-3, value_bins=63
+        ),
         partners=PartnerConfig(random_share=0.3),
     ),
 }

@@ -1,7 +1,7 @@
 """Evaluation: cross-play of trained agents against fixed references and against other runs.
 
-Self-play return says little in a competitive game, so every side also plays against opponents that never change.
-A *side* is the agents that share a name up to the last underscore.
+Self-play return says little in a competitive game, so every side also plays against opponents that never
+change. A *side* is the agents that share a name up to the last underscore.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from codream.envs.references import references_for
 from codream.progress import Bar, clock
 from codream.runs import Run, device, environment_version
 
-__all__ = ["CrossPlay", "Row", "evaluate", "play"]
+__all__ = ["CrossPlay", "Row", "as_host", "evaluate", "play"]
 
 MOST_COPIES = 100  # of the environment, played together
 
@@ -65,11 +65,10 @@ class CrossPlay:
 
     def to_json(self) -> dict[str, Any]:
         """`{"environment", "episodes", "rows": [{"sides", "returns", "stderr"}]}`, plain values."""
-        return {
-            "environment": self.environment,
-            "episodes": self.episodes,
-            "rows": [dataclasses.asdict(row) for row in self.rows],
-        }
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        for row in rows:  # one episode has no standard error, and JSON no NaN
+            row["stderr"] = {a: None if math.isnan(x) else x for a, x in row["stderr"].items()}
+        return {"environment": self.environment, "episodes": self.episodes, "rows": rows}
 
     def mean(self, side: str, **players: str) -> tuple[float, float]:
         """Return of one agent of `side`, and its standard error, where `players` play: `mean("agent",
@@ -102,8 +101,9 @@ class CrossPlay:
         version = f" ({self.version})" if self.version else ""
         seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
         return (
-            f"self: {self.run} after {self.steps:,} steps, {'greedy' if self.greedy else 'sampled'} actions. Mean ± "
-            f"standard error over {self.episodes} episodes, {seeds}. {self.environment}{version}, {self.device}, "
+            f"self: {self.run} after {self.steps:,} steps, {'greedy' if self.greedy else 'sampled'} actions. "
+            f"Mean ± standard error over {self.episodes} episodes, {seeds}. {self.environment}{version}, "
+            f"{self.device}, "
             f"{clock(self.seconds)} min."
         )
 
@@ -118,7 +118,9 @@ class CrossPlay:
             shown = []
             for column in columns:
                 row = cells.get((name, column))
-                shown.append("" if row is None else "\n".join(self._shown(row, side) for side in self.members))
+                shown.append(
+                    "" if row is None else "\n".join(self._shown(row, side) for side in self.members)
+                )
             table.add_row(f"{name}\n", *shown, end_section=True)
         return table
 
@@ -150,11 +152,11 @@ def evaluate(
 ) -> CrossPlay:
     """Play every side of `agents` (or of a run) against references, other runs, and itself.
 
-    `episodes` are played for each of `seeds` seeds in every pairing. `greedy`: the most probable action instead of
-    a sampled one (the references and other runs too). `against`: names of references (`random`, `still`, `chase`,
-    `flee`, where a side has them) and run folders; all references if not given. With three or more sides, all
-    others are replaced at once. `checkpoint`: of the run, by its step. `env`: the environment as an object, where
-    the run was trained on one.
+    `episodes` are played for each of `seeds` seeds in every pairing. `greedy`: the most probable action
+    instead of a sampled one (the references and other runs too). `against`: names of references (`random`,
+    `still`, `chase`, `flee`, where a side has them) and run folders; all references if not given. With three
+    or more sides, all others are replaced at once. `checkpoint`: of the run, by its step. `env`: the
+    environment as an object, where the run was trained on one.
 
     Raises ConfigError for an opponent that is neither a reference nor a run, or a run of another environment.
     """
@@ -165,9 +167,10 @@ def evaluate(
         agents = load(agents, checkpoint=checkpoint, env=env)
     began = time.monotonic()
     spec = agents.spec
-    line_ups = _line_ups(agents, against, greedy, env)
+    opponents = _opponents(spec, against, greedy, env)
+    line_ups = _line_ups(spec, agents.player(greedy=greedy), opponents)
     copies = min(episodes, MOST_COPIES)
-    host = _copies(agents.make_env(copies), copies)
+    host = as_host(agents.make_env(copies), copies)
     rows = []
     with Bar("evaluate", len(line_ups) * seeds * episodes, unit="episodes", show=progress) as bar:
         for sides, players in line_ups:
@@ -195,7 +198,9 @@ def evaluate(
 
 
 def _row(spec: EnvSpec, sides: dict[str, str], returns: Float[np.ndarray, "episodes agents"]) -> Row:
-    error = returns.std(axis=0, ddof=1) / math.sqrt(len(returns)) if len(returns) > 1 else returns[0] * math.nan
+    error = (
+        returns.std(axis=0, ddof=1) / math.sqrt(len(returns)) if len(returns) > 1 else returns[0] * math.nan
+    )
     return Row(
         sides=sides,
         returns=dict(zip(spec.agents, returns.mean(axis=0).tolist(), strict=True)),
@@ -209,22 +214,14 @@ def _row(spec: EnvSpec, sides: dict[str, str], returns: Float[np.ndarray, "episo
 _LineUp = tuple[dict[str, str], dict[str, Any]]  # names and policies by side
 
 
-def _line_ups(
-    agents: Agents, against: Sequence[str | Path] | None, greedy: bool, env: Any
-) -> list[_LineUp]:
+def _line_ups(spec: EnvSpec, me: Any, opponents: dict[str, dict[str, Any]]) -> list[_LineUp]:
     """Self-play, then every side against every opponent that all other sides have."""
-    sides = list(agents.spec.sides)
-    me = agents.player(greedy=greedy)
+    sides = list(spec.sides)
     found: list[_LineUp] = [(dict.fromkeys(sides, "self"), dict.fromkeys(sides, me))]
-    if len(sides) == 1:
-        if against:
-            raise ConfigError(f"{agents.spec.name} has one side ({sides[0]}), so there is nobody to play against")
-        return found
-    opponents = _opponents(agents, against, greedy, env)
     for side in sides:
         others = [other for other in sides if other != side]
         for name, policies in opponents.items():
-            if all(other in policies for other in others):
+            if others and all(other in policies for other in others):
                 found.append(
                     (
                         {s: "self" if s == side else name for s in sides},
@@ -235,11 +232,15 @@ def _line_ups(
 
 
 def _opponents(
-    agents: Agents, against: Sequence[str | Path] | None, greedy: bool, env: Any
+    spec: EnvSpec, against: Sequence[str | Path] | None, greedy: bool, env: Any
 ) -> dict[str, dict[str, Any]]:
     """Policies by side, by the opponent's name."""
+    if len(spec.sides) == 1 and against:
+        raise ConfigError(
+            f"{spec.name} has one side ({', '.join(spec.sides)}), so there is nobody to play against"
+        )
     references: dict[str, dict[str, Any]] = {}
-    for side, policies in references_for(agents.spec).items():
+    for side, policies in references_for(spec).items():
         for name, policy in policies.items():
             references.setdefault(name, {})[side] = policy
     if against is None:
@@ -255,12 +256,12 @@ def _opponents(
             raise ConfigError(
                 f"{name} is neither a reference ({', '.join(references)}) nor a run that can be loaded: {err}"
             ) from err
-        if other.spec != agents.spec:
+        if other.spec != spec:
             raise ConfigError(
-                f"{name} was trained on {other.spec.name} with the agents {', '.join(other.spec.agents)}, which does "
-                f"not fit {agents.spec.name} with {', '.join(agents.spec.agents)}"
+                f"{name} was trained on {other.spec.name} with the agents {', '.join(other.spec.agents)}, "
+                f"which does not fit {spec.name} with {', '.join(spec.agents)}"
             )
-        chosen[name] = dict.fromkeys(agents.spec.sides, other.player(greedy=greedy))
+        chosen[name] = dict.fromkeys(spec.sides, other.player(greedy=greedy))
     return chosen
 
 
@@ -272,8 +273,8 @@ def play(
 ) -> Float[np.ndarray, "episodes agents"]:
     """Returns of every agent in exactly `episodes` episodes, over all copies of a host environment.
 
-    `players`: for each side an object with `act(timestep, rng) -> actions [copies, agents]`. How many episodes each
-    copy plays is fixed beforehand, so that short episodes do not count more than long ones.
+    `players`: for each side an object with `act(timestep, rng) -> actions [copies, agents]`. How many
+    episodes each copy plays is fixed beforehand, so that short episodes do not count more than long ones.
     """
     copies, sides = env.num_envs, env.spec.sides
     quota = np.full(copies, episodes // copies) + (np.arange(copies) < episodes % copies)
@@ -306,11 +307,12 @@ def _fresh(player: Any) -> Any:
     return Player(player.agents, player.greedy) if isinstance(player, Player) else player
 
 
-def _copies(env: HostEnv | GraphEnv, copies: int) -> HostEnv:
-    return env if isinstance(env, HostEnv) else _GraphCopies(env, copies)
+def as_host(env: HostEnv | GraphEnv, copies: int) -> HostEnv:
+    """A host environment as it is, an in-graph one as `copies` of it behind the same interface."""
+    return env if isinstance(env, HostEnv) else GraphCopies(env, copies)
 
 
-class _GraphCopies:
+class GraphCopies:
     """Copies of an in-graph environment behind the interface of a host environment."""
 
     spec: EnvSpec
@@ -332,5 +334,3 @@ class _GraphCopies:
 
     def close(self) -> None:
         self._state = None
-
-

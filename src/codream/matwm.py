@@ -5,6 +5,7 @@ Four pure functions over one typed state. The drivers know nothing else about th
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import equinox as eqx
@@ -76,7 +77,7 @@ class Memory(eqx.Module):
 def world_model_optimiser(config: WorldModelConfig) -> optax.GradientTransformation:
     """Adam after clipping; the outcome heads may have a learning rate of their own."""
     outcome_lr = config.lr if config.outcome_lr is None else config.outcome_lr
-    rates = {"outcome": optax.adam(outcome_lr), "rest": optax.adam(config.lr)}
+    rates: dict[Hashable, optax.GradientTransformation] = {"outcome": optax.adam(outcome_lr), "rest": optax.adam(config.lr)}
 
     def labels(model: Any) -> Any:
         rest = jax.tree.map(lambda _: "rest", model)
@@ -267,7 +268,7 @@ def _due(state: State, every: float, config: Config) -> Int[Array, ""]:
     return jnp.where(ready, count.astype(jnp.int32), 0)
 
 
-def _train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
+def train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
     """One update of the shared world model on a batch with an equal share of every agent's sequences."""
     spec, length = state.world_model.spec, config.world_model.length
     share = config.world_model.batch // spec.num_agents
@@ -291,7 +292,7 @@ def _train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple
     return state, {"loss": loss, **parts, "grad_norm": optax.tree.norm(grads)}
 
 
-def _train_agents(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
+def train_agents(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
     """One update of every agent's actor and critic on imagined trajectories. Metrics have an agent axis."""
     agents, model, settings = state.agents, state.world_model, config.agents
     spec = model.spec
@@ -390,8 +391,8 @@ def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metr
     model_key, agents_key = jax.random.split(key)
     model_due = _due(state, config.world_model_every, config)
     agents_due = _due(state, config.agents_every, config)
-    state, model_sums = _repeat(_train_world_model, state, model_due, model_key, config)
-    state, agent_sums = _repeat(_train_agents, state, agents_due, agents_key, config)
+    state, model_sums = _repeat(train_world_model, state, model_due, model_key, config)
+    state, agent_sums = _repeat(train_agents, state, agents_due, agents_key, config)
     metrics: Metrics = {f"world_model/{name}": (total, model_due) for name, total in model_sums.items()}
     for i, agent in enumerate(state.world_model.spec.agents):
         for name, total in agent_sums.items():

@@ -82,9 +82,10 @@ def _double(x: Float[Array, "h w c"], layer: eqx.nn.Linear) -> Float[Array, "h2 
     c = y.shape[-1] // 16
     y = y.reshape(h, w, 2, 2, 2, 2, c)  # shift (row, column), then place within the 2 × 2 block
     y = jnp.pad(y, ((0, 1), (0, 1)) + ((0, 0),) * 5)
-    total = sum(
-        jnp.roll(y[:, :, i, j], (i, j), axis=(0, 1)) for i in range(2) for j in range(2)
-    )  # [h + 1, w + 1, 2, 2, c]
+    total = jnp.zeros(())
+    for i in range(2):
+        for j in range(2):
+            total += jnp.roll(y[:, :, i, j], (i, j), axis=(0, 1))  # [h + 1, w + 1, 2, 2, c]
     full = total.transpose(0, 2, 1, 3, 4).reshape(2 * h + 2, 2 * w + 2, c)
     return full[1:-1, 1:-1]
 

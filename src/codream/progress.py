@@ -17,7 +17,8 @@ _LIVE_SECONDS = 0.25  # between two updates of the live bar
 class Bar:
     """A progress bar from `start` to `total`, with a note beside it.
 
-    On a terminal: bar, steps per second, elapsed and remaining time. Otherwise a plain line every ten seconds.
+    On a terminal: bar, steps per second, elapsed and remaining time. Otherwise a plain line every ten
+    seconds.
     """
 
     def __init__(self, title: str, total: int, *, start: int = 0, unit: str = "steps", show: bool = True):
@@ -50,7 +51,9 @@ class Bar:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
         if self._live:
             self._live.stop()
 
@@ -86,8 +89,9 @@ class Bar:
             return
         left = max(self._total - done, 0) / self._speed if self._speed else 0.0
         self.say(
-            f"{self._title}: {done:,}/{self._total:,} {self._unit}, {speed}, {clock(now - self._began)} elapsed, "
-            f"{clock(left)} left" + (f", {self._note}" if self._note else "")
+            f"{self._title}: {done:,}/{self._total:,} {self._unit}, {speed}, "
+            f"{clock(now - self._began)} elapsed, {clock(left)} left"
+            + (f", {self._note}" if self._note else "")
         )
 
 

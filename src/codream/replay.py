@@ -5,6 +5,8 @@ A row is one step of every copy of the environment. Sampling is exact and costs 
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -60,7 +62,7 @@ class Replay(eqx.Module):
             "acting": took,
             "first": here.first,
         }
-        stored = {
+        stored: dict[str, Any] = {
             name: None if (old := getattr(self, name)) is None else old.at[self.next].set(jnp.asarray(new, old.dtype))
             for name, new in row.items()
         }

@@ -11,6 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from codream.config import WorldModelConfig
@@ -32,6 +33,9 @@ __all__ = ["Categorical", "Change", "Representation", "representation"]
 
 # Of z in front of heads: from 1 to 10 doubles the speed at which they learn what a touch is (docs/results.md).
 SEEN_SCALE = 10.0
+# Width of "near", in the environment's units, and the longest vector whose entries are compared pairwise.
+NEAR = 0.1
+MOST_PAIRED = 48
 
 Losses = dict[str, Float[Array, ""]]
 
@@ -76,9 +80,14 @@ class Categorical(eqx.Module):
         """z as actors, critics and outcome heads see it."""
         return z
 
-    def remembered(self, h: Float[Array, " hidden"]) -> Float[Array, " hidden"]:
-        """h as outcome heads see it beside the next latent."""
-        return h
+    @property
+    def outcome_size(self) -> int:
+        """Length of `outcome_input`."""
+        return self.size
+
+    def outcome_input(self, h: Float[Array, " hidden"], z_next: Float[Array, " z"]) -> Float[Array, " x"]:
+        """h_t and z_{t+1} as the reward and continue heads see them."""
+        return jnp.concatenate([h, z_next])
 
     def observed(self, obs: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The observation as networks see it, and as the decoder's squared error is measured."""
@@ -147,7 +156,7 @@ class Change(eqx.Module):
     def __init__(self, spec: EnvSpec, config: WorldModelConfig, key: PRNGKeyArray):
         self.size, self.bins, self.reach = spec.obs_size, config.change_bins, config.change_range
         self.dynamics = MLP(
-            config.hidden + self.size,
+            config.hidden + self.outcome_size,
             self.size * self.bins,
             config.units,
             config.head_layers,
@@ -159,9 +168,31 @@ class Change(eqx.Module):
         """Enlarged: what matters about two bodies is often whether they are a tenth of a unit apart."""
         return SEEN_SCALE * z
 
-    def remembered(self, h: Float[Array, " hidden"]) -> Float[Array, " hidden"]:
-        """Reduced: h changes all through training, and its entries outnumber those of z."""
-        return 0.1 * h
+    @property
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every two entries, up to a size at which they are too many."""
+        return np.triu_indices(self.size if self.size <= MOST_PAIRED else 0, 1)
+
+    @property
+    def outcome_size(self) -> int:
+        """Entries of `outcome_input` beside h."""
+        return 2 * self.size + len(self._pairs[0])
+
+    def _contacts(self, z: Float[Array, " size"]) -> Float[Array, " x"]:
+        """z enlarged, and which entries of o are near 0 or near each other (radial basis functions).
+
+        Rewards and collisions depend on whether two bodies touch, a sharp function of a difference of entries: a
+        plain network needs several times as many touches before it predicts one.
+        """
+        o = symexp(z)
+        i, j = self._pairs
+        near = jnp.exp(-((jnp.concatenate([o, o[i] - o[j]]) / NEAR) ** 2))
+        return jnp.concatenate([self.seen(z), 3.0 * near])
+
+    def outcome_input(self, h: Float[Array, " hidden"], z_next: Float[Array, " size"]) -> Float[Array, " x"]:
+        """h_t and z_{t+1} as the reward and continue heads see them. h is reduced, since it changes all through
+        training and its entries outnumber those of z."""
+        return jnp.concatenate([0.1 * h, self._contacts(z_next)])
 
     @property
     def _bins(self) -> Any:
@@ -177,7 +208,7 @@ class Change(eqx.Module):
 
     def prior(self, h: Float[Array, " hidden"], z: Float[Array, " size"]) -> Float[Array, "size bins"]:
         """Logits of each entry's change."""
-        return self.dynamics(jnp.concatenate([h, z])).reshape(self.size, self.bins)
+        return self.dynamics(jnp.concatenate([h, self._contacts(z)])).reshape(self.size, self.bins)
 
     def next(
         self, prior: Float[Array, "size bins"], z: Float[Array, " size"], valid: Bool[Array, " size"], key: PRNGKeyArray

@@ -1,9 +1,9 @@
 """Run folders: the configuration, what it ran on, and the metrics, so that a run explains itself.
 
-    runs/<name>/config.json      the exact configuration
-               /run.json         library versions, device, environment
-               /metrics.jsonl    one line per `log_every` steps
-               /checkpoints/     see codream.checkpoint
+runs/<name>/config.json      the exact configuration
+           /run.json         library versions, device, environment
+           /metrics.jsonl    one line per `log_every` steps
+           /checkpoints/     see codream.checkpoint
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Run:
     def create(config: Config, spec: EnvSpec, *, name: str | None, root: str | Path, by_object: bool) -> Run:
         """Make a new folder; never touches one that exists.
 
-        `config`: resolved. `by_object`: the environment was given as an object, so its name alone cannot make it.
-        Raises RunError if `name` is given and exists; a default name gets a number instead.
+        `config`: resolved. `by_object`: the environment was given as an object, so its name alone cannot
+        make it. Raises RunError if `name` is given and exists; a default name gets a number instead.
         """
         root = Path(root)
         path = root / (name or _default_name(config))
@@ -95,9 +95,8 @@ class Run:
         every = [str(path.parent) for path in sorted(Path(root).glob("*/config.json"))]
         near = difflib.get_close_matches(str(run), every, n=3, cutoff=0.3)
         what = "is not a run (it has no config.json)" if Path(run).is_dir() else "does not exist"
-        raise RunError(
-            f"the run {run} {what}; runs in {root}/: {', '.join(near + [r for r in every if r not in near]) or 'none'}"
-        )
+        listed = ", ".join(near + [other for other in every if other not in near])
+        raise RunError(f"the run {run} {what}; runs in {root}/: {listed or 'none'}")
 
     @property
     def checkpoints(self) -> Path:
@@ -162,7 +161,9 @@ def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEn
     except UnknownEnvironment:
         raise
     except (TypeError, ValueError) as err:
-        raise ConfigError(f"the environment {config.env if env is None else env} cannot be used: {err}") from err
+        raise ConfigError(
+            f"the environment {config.env if env is None else env} cannot be used: {err}"
+        ) from err
 
 
 # ------------------------------------------------------------------------------------------ what it ran on
@@ -180,7 +181,8 @@ def library_versions() -> dict[str, str]:
 
 
 def environment_version(name: str) -> str | None:
-    """Library and version behind an environment's name, e.g. `mpe2 1.1.1`; None for one given as an object."""
+    """Library and version behind an environment's name, e.g. `mpe2 1.1.1`; None for one given as an
+    object."""
     package = _PACKAGE_OF.get(name.partition(":")[0])
     return f"{package} {importlib.metadata.version(package)}" if package else None
 
@@ -191,5 +193,5 @@ def device() -> str:
 
     first = jax.devices()[0]
     if first.platform == "cpu":
-        return f"cpu ({platform.machine()}, {os.process_cpu_count() if hasattr(os, 'process_cpu_count') else os.cpu_count()} cores)"
+        return f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
     return f"{first.platform} ({first.device_kind})"

@@ -28,6 +28,7 @@ CHANGEABLE = (
     "checkpoints_kept",
     "log_every",
     "world_model.lr",
+    "world_model.outcome_lr",
     "agents.lr",
 )
 """Options that may differ when a run is resumed."""
@@ -52,14 +53,14 @@ def train(
 ) -> Run:
     """Train in a new folder `root/name`, or go on with the run `resume`. Returns the run.
 
-    `config`: preset `small` if not given; when resuming, the run's own, and only the options in `CHANGEABLE` may
-    differ from it. `env`: an environment as an object (see `make_env`), instead of the one that `config.env` names.
-    `name`: made from environment, preset and seed if not given. `checkpoint`: resume from the checkpoint at this
-    step instead of the latest; later ones are set aside.
+    `config`: preset `small` if not given; when resuming, the run's own, and only the options in `CHANGEABLE`
+    may differ from it. `env`: an environment as an object (see `make_env`), instead of the one that
+    `config.env` names. `name`: made from environment, preset and seed if not given. `checkpoint`: resume
+    from the checkpoint at this step instead of the latest; later ones are set aside.
 
-    Training ends when `config.total_steps` environment steps (over all copies) are done and every copy of a host
-    environment has finished its episode. A resumed run then equals, number by number on the CPU, one that never
-    stopped.
+    Training ends when `config.total_steps` environment steps (over all copies) are done and every copy of a
+    host environment has finished its episode. A resumed run then equals, number by number on the CPU, one
+    that never stopped.
 
     Raises ConfigError, RunError (folder exists; change not allowed; nothing left to do), CheckpointError,
     EnvironmentFailure with the environment's own error and the last checkpoint, TrainingDiverged.
@@ -71,7 +72,9 @@ def train(
         run = Run.open(resume, root)
         config = config or run.config
         if run.about["environment"]["by_object"] and env is None:
-            raise RunError(f"{run.path} was trained on an environment given as an object; pass it again: env=…")
+            raise RunError(
+                f"{run.path} was trained on an environment given as an object; pass it again: env=…"
+            )
     made, config = _environment(config, env)
     driver = driver_for(made, config)
     try:
@@ -95,13 +98,13 @@ def _environment(config: Config, env: Any) -> tuple[HostEnv | GraphEnv, Config]:
     if env is not None:
         config = dataclasses.replace(config, env=made.spec.name)
     if isinstance(made, HostEnv) and made.num_envs != config.num_envs:
-        raise ConfigError(f"num_envs is {config.num_envs}, but the given environment has {made.num_envs} copies")
+        raise ConfigError(
+            f"num_envs is {config.num_envs}, but the given environment has {made.num_envs} copies"
+        )
     return made, config.resolve(made.spec)
 
 
-def _resumed(
-    run: Run, driver: HostDriver | GraphDriver, config: Config, steps: int | None
-) -> Runner | None:
+def _resumed(run: Run, driver: HostDriver | GraphDriver, config: Config, steps: int | None) -> Runner | None:
     """The runner to go on with; None where no checkpoint was written yet, so that the run starts over."""
     if steps is None and not checkpoints.saved(run.checkpoints):
         _refuse_changes(run, run.config, config)
@@ -112,8 +115,9 @@ def _resumed(
     _refuse_other_spec(run, found.spec, driver.spec)
     if found.steps >= config.total_steps:
         raise RunError(
-            f"{run.path} has reached its total of {config.total_steps} steps (its checkpoint is of step {found.steps}); "
-            f"to go on, give a larger one: codream train --resume {run.path} --total-steps {2 * found.steps}"
+            f"{run.path} has reached its total of {config.total_steps} steps (its checkpoint is of step "
+            f"{found.steps}); to go on, give a larger one: "
+            f"codream train --resume {run.path} --total-steps {2 * found.steps}"
         )
     runner = checkpoints.restore(driver.template(), found)
     run.rewind(config, found.steps)
@@ -137,8 +141,8 @@ def _refuse_other_spec(run: Run, saved: EnvSpec, now: EnvSpec) -> None:
         before, after = getattr(saved, field.name), getattr(now, field.name)
         if before != after:
             raise RunError(
-                f"{run.path} was trained on another environment: {field.name} was {before}, now it is {after}. "
-                "Use the environment and the library versions named in its run.json"
+                f"{run.path} was trained on another environment: {field.name} was {before}, now it is "
+                f"{after}. Use the environment and the library versions named in its run.json"
             )
 
 
@@ -147,7 +151,10 @@ def _flat(config: Config) -> dict[str, Any]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            flat |= {f"{field.name}.{inner.name}": getattr(value, inner.name) for inner in dataclasses.fields(value)}
+            flat |= {
+                f"{field.name}.{inner.name}": getattr(value, inner.name)
+                for inner in dataclasses.fields(value)
+            }
         else:
             flat[field.name] = value
     return flat
@@ -181,7 +188,9 @@ class _Loop:
             self.steps = self.logged = self.saved = int(runner.state.steps)
             self._steps(runner)
         except EnvironmentFailure as err:
-            raise EnvironmentFailure(f"{err}\nThis was after step {self.steps} of the run. {self._how_to_go_on()}") from err
+            raise EnvironmentFailure(
+                f"{err}\nThis was after step {self.steps} of the run. {self._how_to_go_on()}"
+            ) from err
         except KeyboardInterrupt:
             self.bar.say(f"interrupted after step {self.steps}. {self._how_to_go_on()}")
             raise
@@ -247,8 +256,9 @@ class _Loop:
         source = [name for name in bad if name.startswith("world_model/")] or list(bad)
         parts = [name for name in source if not name.endswith(("/loss", "/grad_norm"))] or source
         raise TrainingDiverged(
-            f"{', '.join(f'{name} became {bad[name]}' for name in parts)} between the steps {self.logged} and "
-            f"{self.steps}; training has stopped and nothing of this was saved. {self._how_to_go_on()}\n"
+            f"{', '.join(f'{name} became {bad[name]}' for name in parts)} between the steps "
+            f"{self.logged} and {self.steps}; training has stopped and nothing of this was saved. "
+            f"{self._how_to_go_on()}\n"
             "A lower learning rate may help: --world-model.lr, --agents.lr"
         )
 
@@ -268,5 +278,3 @@ class _Loop:
         every = checkpoints.saved(self.run.checkpoints)
         where = f"The last checkpoint is {every[max(every)]}" if every else "There is no checkpoint yet"
         return f"{where}; {'go on' if every else 'start over'} with\n  codream train --resume {self.run.path}"
-
-

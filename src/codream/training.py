@@ -50,7 +50,9 @@ def choose(runner: Runner, config: Config) -> Choice:
     return Choice(action, memory, jax.random.split(env_key, len(action)), update_key, key)
 
 
-def learn(runner: Runner, choice: Choice, there: TimeStep, env_state: Any, config: Config) -> tuple[Runner, Metrics]:
+def learn(
+    runner: Runner, choice: Choice, there: TimeStep, env_state: Any, config: Config
+) -> tuple[Runner, Metrics]:
     """Observe the step that was taken, then make every update that is due."""
     state = matwm.observe(runner.state, runner.here, choice.action, there)
     state, metrics = matwm.update(state, choice.update_key, config)
@@ -64,7 +66,9 @@ def learn(runner: Runner, choice: Choice, there: TimeStep, env_state: Any, confi
     return Runner(state, choice.memory, there, env_state, total, choice.key), metrics
 
 
-def _start(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> tuple[State, Memory, Float[Array, "copies agents"]]:
+def _start(
+    key: PRNGKeyArray, spec: EnvSpec, config: Config
+) -> tuple[State, Memory, Float[Array, "copies agents"]]:
     state = matwm.init(key, spec, config)
     memory = matwm.init_memory(state, config.num_envs, config)
     return state, memory, jnp.zeros((config.num_envs, spec.num_agents))
@@ -76,11 +80,11 @@ class HostDriver:
     def __init__(self, env: HostEnv, config: Config):
         self.env, self.config, self.spec = env, config, env.spec
         self._resting = True  # no episode is running, so the next step starts one in every copy
-        self._choose = eqx.filter_jit(lambda runner: (choose(runner, config)))
+        self._choose = eqx.filter_jit(lambda runner: choose(runner, config))
         self._seeds = jax.jit(jax.vmap(lambda key: jax.random.randint(key, (), 0, 2**31 - 1)))
         # The runner's buffers are reused for the next one, replay included.
         self._learn = eqx.filter_jit(
-            lambda rest, runner: learn(runner, *rest, None, config), donate="all-except-first"
+            lambda seen, runner: learn(runner, seen[0], seen[1], None, config), donate="all-except-first"
         )
 
     def start(self, key: PRNGKeyArray) -> Runner:
@@ -97,7 +101,9 @@ class HostDriver:
         With a new environment `runner` must be `whole`: its copies are reset, as they would have been anyway.
         """
         if self._resting and not self.whole(runner):
-            raise ValueError("a run on a host environment can only go on from where all its copies' episodes end")
+            raise ValueError(
+                "a run on a host environment can only go on from where all its copies' episodes end"
+            )
         choice = self._choose(runner)
         seeds = np.asarray(self._seeds(choice.env_keys))
         there = self.env.reset(seeds) if self._resting else self.env.step(np.asarray(choice.action), seeds)
@@ -204,5 +210,3 @@ class GraphDriver:
 def driver_for(env: HostEnv | GraphEnv, config: Config) -> HostDriver | GraphDriver:
     """The driver for an environment; `config` must be resolved for it."""
     return HostDriver(env, config) if isinstance(env, HostEnv) else GraphDriver(env, config)
-
-

@@ -87,7 +87,7 @@ class WorldModel(eqx.Module):
         z = self.representation.size
         self.mixer = linear(z + self.action_size, config.hidden, k[1])
         self.transformer = Transformer(config.hidden, config.layers, config.heads, k[2])
-        outcome = config.hidden + (z if config.outcome_sees_next else 0)
+        outcome = config.hidden + (self.representation.outcome_size if config.outcome_sees_next else 0)
         units, layers = config.units, config.head_layers
         # A reward of exactly 0 is predicted at first.
         coded = config.latent == "categorical"
@@ -162,7 +162,7 @@ class WorldModel(eqx.Module):
         self, h: Float[Array, " hidden"], z_next: Float[Array, " z"]
     ) -> tuple[Float[Array, " bins"], Float[Array, ""]]:
         """Logits of reward and of continuing, from h_t (and, by option, z_{t+1})."""
-        x = jnp.concatenate([self.representation.remembered(h), self.representation.seen(z_next)]) if self.config.outcome_sees_next else h
+        x = self.representation.outcome_input(h, z_next) if self.config.outcome_sees_next else h
         return self.reward(x), self.cont(x)[0]
 
     def imagine(

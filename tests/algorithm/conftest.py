@@ -8,7 +8,7 @@ from codream import matwm
 
 
 class Game:
-    """Some play of `Mixed` through `matwm.act`, recorded: what the tests of imagination and updates start from."""
+    """Some recorded play of `Mixed` through `matwm.act`: what tests of imagination and updates start from."""
 
     rows, copies = 24, 2
 

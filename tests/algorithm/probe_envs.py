@@ -112,8 +112,8 @@ class ConstantReward(Probe):
 class OtherActs(Probe):
     """The follower is paid for doing what the leader does at the same moment.
 
-    Both see two signs; the leader, paid for showing whether they differ, also sees the answer. An actor that is
-    linear cannot tell from two signs whether they differ: it can follow only by way of p̂.
+    Both see two signs; the leader, paid for showing whether they differ, also sees the answer. A linear actor
+    cannot tell from two signs whether they differ: it can follow only by way of p̂.
     """
 
     cues = 4
@@ -135,7 +135,7 @@ class OtherActs(Probe):
 
 
 class Recall(Probe):
-    """A cue is seen at even steps; at odd steps it is hidden, and repeating it pays 1. Best 4, by chance 2."""
+    """A cue is seen at even steps; at odd ones it is hidden, and repeating it pays 1. Best 4, by chance 2."""
 
     def __init__(self) -> None:
         super().__init__(("agent_0", "agent_1"), (2, 2), (2, 2), 8)
@@ -150,13 +150,19 @@ class Recall(Probe):
 
 
 class Mixed(Probe):
-    """Three agents that differ in everything: lengths of observations, action counts, masks; one finishes early."""
+    """Three agents that differ in all: lengths of observations, action counts, masks; one finishes early."""
 
     cues = 3
 
     def __init__(self) -> None:
         super().__init__(
-            ("hunter_0", "hunter_1", "prey_0"), (3, 2, 4), (3, 2, 4), 5, stop=0.1, terminal=(1,), has_mask=True
+            ("hunter_0", "hunter_1", "prey_0"),
+            (3, 2, 4),
+            (3, 2, 4),
+            5,
+            stop=0.1,
+            terminal=(1,),
+            has_mask=True,
         )
 
     def look(self, state: ProbeState) -> Float[Array, "agents size"]:

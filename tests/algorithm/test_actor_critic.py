@@ -52,10 +52,11 @@ def test_forbidden_actions_have_probability_zero():
 
 
 def test_a_better_action_becomes_likelier_and_a_worse_one_less():
-    log_probs = jax.nn.log_softmax
+    def loss(x, advantage):
+        return actor_loss(jax.nn.log_softmax(x), jnp.array(1), advantage, jnp.array(1.0), 0.0)[0]
+
     for advantage in (2.0, -2.0):
-        loss = lambda x, a=advantage: actor_loss(log_probs(x), jnp.array(1), jnp.array(a), jnp.array(1.0), 0.0)[0]  # noqa: E731
-        step = -jax.grad(loss)(jnp.zeros(3))
+        step = -jax.grad(loss)(jnp.zeros(3), jnp.array(advantage))
         # −A ∂ln π / ∂x = −A (one-hot − π)
         np.testing.assert_allclose(step, advantage * (np.eye(3)[1] - 1 / 3), rtol=1e-5)
 
@@ -89,8 +90,14 @@ def test_no_gradient_passes_the_advantage():
 def test_critic_loss_is_regression_to_the_returns_and_to_the_average():
     bins = value_bins(15)
     logits = jax.random.normal(KEY, (4, 15))
-    returns, slow, weight = jnp.array([0.0, 3.0, -2.0, 50.0]), jnp.arange(4.0), jnp.array([1.0, 1.0, 0.5, 0.0])
-    expected = jnp.mean(weight * (two_hot_loss(logits, returns, bins) + 0.3 * two_hot_loss(logits, slow, bins)))
+    returns, slow, weight = (
+        jnp.array([0.0, 3.0, -2.0, 50.0]),
+        jnp.arange(4.0),
+        jnp.array([1.0, 1.0, 0.5, 0.0]),
+    )
+    expected = jnp.mean(
+        weight * (two_hot_loss(logits, returns, bins) + 0.3 * two_hot_loss(logits, slow, bins))
+    )
     args = (logits, returns, slow, weight, bins)
     np.testing.assert_allclose(critic_loss(*args, 0.3), expected, rtol=1e-6)
     to_targets = jax.grad(critic_loss, argnums=(1, 2))(*args, 0.3)

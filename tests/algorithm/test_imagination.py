@@ -25,7 +25,9 @@ HORIZON = 3
 def by_context(model, contexts):
     """Features at the last step of each context, and h."""
     axes = Hidden.axes(model)
-    z, hidden = jax.vmap(from_context, in_axes=(None, 0, None, None), out_axes=(0, axes))(model, contexts, 1, KEY)
+    z, hidden = jax.vmap(from_context, in_axes=(None, 0, None, None), out_axes=(0, axes))(
+        model, contexts, 1, KEY
+    )
     s, _ = jax.vmap(model.features, in_axes=(0, 0, axes), out_axes=(0, axes))(z, contexts.focal, hidden)
     return s, hidden.h
 
@@ -149,7 +151,9 @@ def test_all_agents_in_one_batch_equal_each_alone(model, contexts):
             one = jax.tree.map(lambda x, a=agent, s=start: x[a : a + 1, s : s + 1], contexts)
             alone = dreamt(sure, favourite, one, jax.random.key(99))
             for field in ("action", "mask"):
-                np.testing.assert_array_equal(getattr(alone, field)[0, 0], getattr(together, field)[agent, start])
+                np.testing.assert_array_equal(
+                    getattr(alone, field)[0, 0], getattr(together, field)[agent, start]
+                )
             for field in ("features", "latent", "reward", "cont"):
                 np.testing.assert_allclose(
                     getattr(alone, field)[0, 0], getattr(together, field)[agent, start], **CLOSE
@@ -187,7 +191,8 @@ def test_a_dream_equals_a_python_loop_of_its_steps(model, contexts):
 def test_the_actor_sees_latent_hidden_state_and_teammates(model, contexts):
     got = dreamt(model, uniform, contexts, KEY)
     size = model.representation.size
-    np.testing.assert_array_equal(got.features[..., :size], got.latent)
+    seen = jax.vmap(jax.vmap(jax.vmap(model.representation.seen)))(got.latent)
+    np.testing.assert_array_equal(got.features[..., :size], seen)
     p = np.asarray(got.features[..., size + model.config.hidden :]).reshape(3, 4, HORIZON + 1, 2, 4)
     np.testing.assert_allclose(p.sum(-1), 1.0, rtol=1e-5)
     assert (p[0, :, :, 0, 2:] == 0).all()  # agent 0's first teammate has two actions
@@ -222,7 +227,7 @@ def test_without_masks_an_agent_has_its_own_actions():
 
 def test_a_world_model_update_changes_what_every_agent_imagines(game, contexts):
     """And there is one world model with one optimiser, whoever is focal."""
-    train = eqx.filter_jit(matwm._train_world_model)
+    train = eqx.filter_jit(matwm.train_world_model)
     after, _ = train(game.state, KEY, game.config)
     before, behind = (dreamt(s.world_model, uniform, contexts, KEY) for s in (game.state, after))
     for agent in range(3):
@@ -230,5 +235,7 @@ def test_a_world_model_update_changes_what_every_agent_imagines(game, contexts):
         assert (before.reward[agent] != behind.reward[agent]).any()
     moments = [x for x in jax.tree.leaves(after.optimiser) if x.ndim > 0]
     weights = jax.tree.leaves(eqx.filter(after.world_model, eqx.is_array))
-    assert sorted(x.shape for x in moments) == sorted(2 * [w.shape for w in weights])  # Adam's two, of one model
+    assert sorted(x.shape for x in moments) == sorted(
+        2 * [w.shape for w in weights]
+    )  # Adam's two, of one model
     assert int(after.world_model_updates) == int(game.state.world_model_updates) + 1

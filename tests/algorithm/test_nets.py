@@ -70,7 +70,9 @@ def test_a_ring_shorter_than_the_sequence_is_a_sliding_window():
         np.testing.assert_allclose(got[t], window[-1], **CLOSE)
 
 
-@pytest.mark.parametrize("valid", [VALID, VALID.at[1].set(False).at[5].set(False)], ids=["all", "some invalid"])
+@pytest.mark.parametrize(
+    "valid", [VALID, VALID.at[1].set(False).at[5].set(False)], ids=["all", "some invalid"]
+)
 def test_stepping_on_from_a_prefill_equals_the_full_pass(transformer, valid):
     expected, _ = full(transformer, X, SEGMENT, valid)
     start = 7

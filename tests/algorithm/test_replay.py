@@ -168,7 +168,13 @@ def test_windows_of_a_batch_never_overlap(shape, spare, decay, seed):
     least = (in_one_copy - 1) * (2 * length - 1) + length
     assert least <= rows
     filled = min(rows, least + spare)
-    age, copy = draw(ring(rows, copies, filled), count, length, jnp.asarray(decay), jax.random.split(jax.random.key(seed), 1))
+    age, copy = draw(
+        ring(rows, copies, filled),
+        count,
+        length,
+        jnp.asarray(decay),
+        jax.random.split(jax.random.key(seed), 1),
+    )
     taken = set()
     for start, where in zip(np.asarray(age[0]), np.asarray(copy[0]), strict=True):
         assert start < filled, "reaches beyond the oldest row"

@@ -112,7 +112,12 @@ def test_the_total_is_the_weighted_sum_of_the_parts(change):
 
 def test_the_papers_weights_are_the_default():
     config = tiny(SPEC).world_model
-    assert (config.rec_weight, config.reward_weight, config.continue_weight, config.team_weight) == (1, 1, 1, 1)
+    assert (config.rec_weight, config.reward_weight, config.continue_weight, config.team_weight) == (
+        1,
+        1,
+        1,
+        1,
+    )
     assert (config.dyn_weight, config.mask_weight, config.rep_weight) == (0.5, 0.5, 0.1)
 
 
@@ -170,7 +175,9 @@ def test_others_that_do_not_act_are_not_predicted(change):
     assert after["team"] == before["team"]
     zero = eqx.tree_at(lambda m: m.team.out.weight, change, replace_fn=jnp.zeros_like)
     # ln 2 + ln 3 + ln 4 are asked twice each, ln 4 of focal agent 0 no more.
-    np.testing.assert_allclose(loss_of(zero, gone, KEY)[1]["team"], (2 * np.log(24) - np.log(4)) / 3, rtol=1e-5)
+    np.testing.assert_allclose(
+        loss_of(zero, gone, KEY)[1]["team"], (2 * np.log(24) - np.log(4)) / 3, rtol=1e-5
+    )
 
 
 def test_a_time_limit_keeps_continuing_as_target_and_a_terminal_does_not():
@@ -202,7 +209,9 @@ def test_the_previous_episode_changes_no_hidden_state_bit_for_bit(change):
         return h, p
 
     other = eqx.tree_at(
-        lambda b: (b.obs, b.action), BATCH, (BATCH.obs.at[:, :5].multiply(-7.0), BATCH.action.at[:, :5].set(1))
+        lambda b: (b.obs, b.action),
+        BATCH,
+        (BATCH.obs.at[:, :5].multiply(-7.0), BATCH.action.at[:, :5].set(1)),
     )
     for here, there in zip(hidden(change, BATCH), hidden(change, other), strict=True):
         assert (here[5:] == there[5:]).all()
@@ -248,7 +257,7 @@ def test_dyn_teaches_through_the_prior_only(categorical):
     assert largest(grads["rep"].representation.encoder) > 0
 
 
-# ------------------------------------------------------------------------------------------ actions and switches
+# ------------------------------------------------------------------------------------------ actions, switches
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -320,7 +329,9 @@ def test_the_outcome_may_see_the_next_latent():
     np.testing.assert_allclose(parts["reward"], np.log(15), rtol=1e-4)
     # The window's last step has no successor to be seen, so its reward does not count.
     _, same = loss_of(
-        eqx.tree_at(lambda m: m.reward.out.bias, model, jnp.arange(15.0)), second_episode("reward", 9.0, 7), KEY
+        eqx.tree_at(lambda m: m.reward.out.bias, model, jnp.arange(15.0)),
+        second_episode("reward", 9.0, 7),
+        KEY,
     )
     _, base = loss_of(eqx.tree_at(lambda m: m.reward.out.bias, model, jnp.arange(15.0)), BATCH, KEY)
     assert same["reward"] == base["reward"]

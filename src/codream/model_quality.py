@@ -1,0 +1,242 @@
+"""How good a world model is, on episodes that it was not trained on.
+
+A world model that is subtly wrong still trains. These are the measures to look at before any policy: one-step and
+many-step error against "nothing moves", predicted against real reward, teammate accuracy against the base rate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from codream.agents import Agents
+from codream.envs import HostEnv, TimeStep
+from codream.evaluation import as_host
+from codream.latents import two_hot_mean
+from codream.partners import others_of
+from codream.world_model import Hidden, Sequence, WorldModel
+
+__all__ = ["ModelQuality", "measure", "record"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelQuality:
+    """Errors are squared, in the units that the networks see (symlog for vectors), summed over an observation's
+    entries and averaged over agents and steps."""
+
+    play: str
+    episodes: int
+    reconstruction: float
+    one_step: float
+    """Error of the mean prediction."""
+    one_step_sampled: float
+    still: float
+    """Error of "nothing moves" after one step."""
+    by_horizon: tuple[float, ...]
+    """Error after 1, 2, … open-loop steps (mean over sampled rollouts, real actions of the focal agent)."""
+    still_by_horizon: tuple[float, ...]
+    reward_ratio: float
+    """Predicted over real reward, summed over the steps with a large reward (a catch)."""
+    reward_ratio_by_side: dict[str, float]
+    elsewhere: float
+    """Mean difference of predicted and real reward on the other steps."""
+    elsewhere_absolute: float
+    """Mean absolute difference of predicted and real reward on the other steps."""
+    accuracy: float
+    """Of the teammate predictor, at one of the others' actions."""
+    base_rate: float
+    """Accuracy of always naming each agent's most frequent action."""
+
+    @property
+    def one_step_ratio(self) -> float:
+        return self.one_step / self.still
+
+    @property
+    def horizon_ratio(self) -> float:
+        return self.by_horizon[-1] / self.still_by_horizon[-1]
+
+
+def record(env: HostEnv, player: Any, episodes: int, seed: int) -> tuple[list[TimeStep], list[Any]]:
+    """Play `episodes` episodes at once, one in each copy. Returns time steps and actions until all have ended."""
+    rng, seeds = np.random.default_rng([seed, 2]), np.random.default_rng([seed, 3])
+    here = env.reset(seeds.integers(2**31 - 1, size=episodes))
+    steps, actions, over = [here], [], np.zeros(episodes, bool)
+    while not over.all():
+        action = player.act(here, rng)
+        here = env.step(action, seeds.integers(2**31 - 1, size=episodes))
+        over = over | np.asarray(here.last)
+        actions.append(action)
+        steps.append(here)
+    return steps, actions
+
+
+def _sequences(steps: list[TimeStep], actions: list[Any], agents: int) -> Sequence:
+    """Every agent's view of every copy's first episode, with axes [episodes · agents, time]."""
+    stack = jax.tree.map(lambda *x: np.stack(x, axis=1), *steps)
+    episodes, time = stack.first.shape
+    action = np.pad(np.stack(actions, axis=1), ((0, 0), (0, 1), (0, 0)))
+    # Copies that ended early started a second episode; it does not count.
+    second = np.cumsum(stack.first, axis=1) > 1
+    acting = stack.acting & ~second[..., None]
+    after = lambda x: np.concatenate([x[:, 1:], np.zeros_like(x[:, :1])], axis=1)  # noqa: E731
+    each = lambda x: np.moveaxis(x, 2, 1).reshape(episodes * agents, time, *x.shape[3:])  # noqa: E731
+    shared = lambda x: np.repeat(x, agents, axis=0)  # noqa: E731
+    sequence = Sequence(
+        obs=each(stack.obs),
+        mask=each(stack.mask),
+        action=shared(action),
+        reward=each(after(stack.reward)),
+        terminal=each(after(stack.terminal)),
+        acting=shared(acting),
+        first=shared(stack.first),
+        focal=np.tile(np.arange(agents), episodes),
+    )
+    return jax.tree.map(jnp.asarray, sequence)
+
+
+def _one_step(model: WorldModel, s: Sequence, key: PRNGKeyArray) -> dict[str, Array]:
+    """Per step: errors, predicted reward, teammate log-probabilities. Step t predicts row t + 1."""
+    code, valid = model.representation, model.obs_valid(s.focal)
+    keys = jax.random.split(key, len(s.obs))
+    z, _ = jax.vmap(code.posterior)(s.obs, keys)
+    acts = s.acting[:, s.focal]
+    h, _ = model.unroll(z, s.action[:, s.focal], s.focal, s.segment, acts)
+    h, now = h[:-1], z[:-1]
+    prior = jax.vmap(code.prior)(h, now)
+    mean = jax.vmap(code.next_mean, in_axes=(0, 0, None))(prior, now, valid)
+    sample = jax.vmap(code.next, in_axes=(0, 0, None, 0))(prior, now, valid, keys[:-1])
+    real = jax.vmap(code.observed)(s.obs)
+
+    def error(z: Array, target: Array) -> Array:
+        predicted = jax.vmap(lambda z: code.observed(code.decode(z)))(z)
+        return _squared(predicted, target, valid)
+
+    logits, _ = jax.vmap(model.outcome)(h, mean)
+    out = {
+        "acts": acts[:-1],
+        "reconstruction": error(now, real[:-1]),
+        "one_step": error(mean, real[1:]),
+        "one_step_sampled": error(sample, real[1:]),
+        "still": _squared(real[:-1], real[1:], valid),
+        "reward": two_hot_mean(logits, model.reward_bins),
+    }
+    if model.team is not None:
+        out["team"], _ = model.team.full(z, s.focal, s.segment, acts)
+    return out
+
+
+def _squared(a: Array, b: Array, valid: Array) -> Array:
+    return jnp.sum(jnp.where(valid, (a - b).reshape(len(a), -1), 0.0) ** 2, axis=-1)
+
+
+def _open_loop(
+    model: WorldModel, s: Sequence, horizon: int, samples: int, context: int, key: PRNGKeyArray
+) -> tuple[Float[Array, " horizon"], Float[Array, " horizon"]]:
+    """Error after 1 … `horizon` steps from the `context`-th step on, and that of "nothing moves"."""
+    code, valid = model.representation, model.obs_valid(s.focal)
+    time = jnp.arange(context)
+    keys = jax.random.split(key, context)
+    z, _ = jax.vmap(code.posterior)(s.obs[:context], keys)
+    action = s.action[:, s.focal]
+    _, cache = model.unroll(z[:-1], action[: context - 1], s.focal, s.segment[: context - 1], time[:-1] >= 0, horizon)
+
+    def rollout(key: PRNGKeyArray) -> Array:
+        def step(carry: tuple, inputs: tuple) -> tuple:
+            z, hidden = carry
+            a, k = inputs
+            z, _, _, hidden = model.imagine(z, a, s.focal, hidden, k)
+            return (z, hidden), code.observed(code.decode(z))
+
+        hidden = Hidden(jnp.zeros(model.config.hidden), cache, None)
+        actions = action[context - 1 : context - 1 + horizon]
+        _, seen = jax.lax.scan(step, (z[-1], hidden), (actions, jax.random.split(key, horizon)))
+        return seen
+
+    mean = jnp.mean(jax.vmap(rollout)(jax.random.split(key, samples)), axis=0)
+    real = jax.vmap(code.observed)(s.obs[context - 1 : context + horizon])
+    return _squared(mean, real[1:], valid), _squared(jnp.broadcast_to(real[0], mean.shape), real[1:], valid)
+
+
+def measure(
+    agents: Agents,
+    player: Any,
+    play: str,
+    *,
+    large_reward: float = 0.0,
+    episodes: int = 100,
+    horizon: int = 12,
+    samples: int = 16,
+    seed: int = 0,
+) -> ModelQuality:
+    """Measure the agents' world model on fresh episodes of `player` (all agents), described as `play`.
+
+    `large_reward`: a step counts as having a reward if its absolute value is above this (5 for a catch in
+    `simple_tag`, where leaving the arena costs little by little). The open-loop error starts after the context that imagination gets, and is NaN where no episode is long enough.
+    """
+    model, spec, context = agents.state.world_model, agents.spec, agents.config.agents.context
+    env = as_host(agents.make_env(episodes), episodes)
+    s = _sequences(*record(env, player, episodes, seed), spec.num_agents)
+    env.close()
+    key = jax.random.key(seed)
+    keys = jax.random.split(key, len(s.obs))
+    # In slices, so that image models need no more memory than a training batch.
+    slices = [slice(i, i + 64) for i in range(0, len(s.obs), 64)]
+    one = eqx.filter_jit(jax.vmap(_one_step, in_axes=(None, 0, 0)))
+    parts = [jax.device_get(one(model, jax.tree.map(lambda x, i=i: x[i], s), keys[i])) for i in slices]
+    got = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    acts = got["acts"]
+    mean = {name: float(got[name][acts].mean()) for name in ("reconstruction", "one_step", "one_step_sampled", "still")}
+
+    real = np.asarray(s.reward)[:, :-1]
+    large = acts & (np.abs(real) > large_reward)
+    off = (got["reward"] - real)[acts & ~large]
+    focal = np.asarray(s.focal)
+
+    def ratio(members: tuple[int, ...]) -> float:
+        steps = large & np.isin(focal, members)[:, None]
+        return float((got["reward"] * np.sign(real))[steps].sum() / np.abs(real[steps]).sum()) if steps.any() else math.nan
+
+    by_horizon = still_by_horizon = (math.nan,)
+    whole = acts[:, : context - 1 + horizon].all(axis=1) & (acts.shape[1] >= context - 1 + horizon)
+    if whole.any():
+        rows = np.flatnonzero(whole)
+        loop = eqx.filter_jit(jax.vmap(lambda m, s, k: _open_loop(m, s, horizon, samples, context, k), (None, 0, 0)))
+        chunks = [rows[i : i + 64] for i in range(0, len(rows), 64)]
+        errors = [jax.device_get(loop(model, jax.tree.map(lambda x, c=c: x[c], s), keys[c])) for c in chunks]
+        by_horizon, still_by_horizon = (
+            tuple(float(x) for x in np.concatenate([e[k] for e in errors]).mean(axis=0)) for k in range(2)
+        )
+    accuracy, base_rate = _teammates(got.get("team"), s, spec.num_agents)
+    return ModelQuality(
+        play=play,
+        episodes=episodes,
+        **mean,
+        by_horizon=by_horizon,
+        still_by_horizon=still_by_horizon,
+        reward_ratio=ratio(tuple(range(spec.num_agents))),
+        reward_ratio_by_side={side: ratio(members) for side, members in spec.sides.items()},
+        elsewhere=float(off.mean()),
+        elsewhere_absolute=float(np.abs(off).mean()),
+        accuracy=accuracy,
+        base_rate=base_rate,
+    )
+
+
+def _teammates(log_probs: Any, s: Sequence, agents: int) -> tuple[float, float]:
+    """Accuracy over all others that act, and that of each agent's most frequent action."""
+    if log_probs is None:
+        return math.nan, math.nan
+    others: Int[np.ndarray, "rows others"] = others_of(agents)[np.asarray(s.focal)]
+    real = np.take_along_axis(np.asarray(s.action), others[:, None], axis=-1)
+    acts = np.take_along_axis(np.asarray(s.acting), others[:, None], axis=-1)
+    hits = (log_probs.argmax(axis=-1) == real)[acts]
+    action, acting = np.asarray(s.action)[::agents], np.asarray(s.acting)[::agents]
+    most = [np.bincount(action[..., i][acting[..., i]]).max() for i in range(agents)]
+    return float(hits.mean()), float(sum(most) / acting.sum())

@@ -1,0 +1,131 @@
+"""The host loop and the in-graph scan share every line of the algorithm: same transitions, same run."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probe_envs import Mixed
+from tiny import tiny
+
+from codream.envs import GraphEnv, HostEnv, is_graph
+from codream.training import GraphDriver, HostDriver, driver_for
+
+COPIES, STEPS = 3, 32
+
+
+def seed_of(key):
+    """How the host driver seeds an episode from a key."""
+    return jax.random.randint(key, (), 0, 2**31 - 1)
+
+
+class Seeded:
+    """`Mixed`, but all of its chance comes from the seed that a host environment would get."""
+
+    def __init__(self):
+        self.inner = Mixed()
+        self.spec = self.inner.spec
+
+    def reset(self, key):
+        return self.inner.reset(jax.random.key(seed_of(key)))
+
+    def step(self, key, state, actions):
+        return self.inner.step(jax.random.key(seed_of(key)), state, actions)
+
+
+class OnTheHost:
+    """The same game as copies of a host environment: state in Python, NumPy in and out."""
+
+    num_envs = COPIES
+
+    def __init__(self):
+        self.inner = Mixed()
+        self.spec = self.inner.spec
+        self._reset = jax.jit(jax.vmap(lambda seed: self.inner.reset(jax.random.key(seed))))
+        self._step = jax.jit(
+            jax.vmap(lambda seed, state, actions: self.inner.step(jax.random.key(seed), state, actions))
+        )
+        self.state = None
+
+    def reset(self, seeds):
+        assert isinstance(seeds, np.ndarray)
+        self.state, here = self._reset(seeds)
+        return jax.tree.map(np.asarray, here)
+
+    def step(self, actions, seeds):
+        assert isinstance(actions, np.ndarray)
+        self.state, there = self._step(seeds, self.state, actions)
+        return jax.tree.map(np.asarray, there)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def both():
+    """Runners and summed metrics after the same number of steps of either driver."""
+    config = tiny(Mixed().spec, num_envs=COPIES, warmup=24, world_model_every=4, agents_every=6)
+    graph = GraphDriver(Seeded(), config, chunk=STEPS)
+    graph_runner, graph_metrics = next(graph.run(graph.start(jax.random.key(0))))
+    host = HostDriver(OnTheHost(), config)
+    steps = list(itertools.islice(host.run(host.start(jax.random.key(0))), STEPS))
+    host_metrics = jax.tree.map(lambda *x: sum(x), *[metrics for _, metrics in steps])
+    return (graph_runner, graph_metrics), (steps[-1][0], host_metrics)
+
+
+def test_the_probes_are_what_they_pretend_to_be():
+    assert isinstance(OnTheHost(), HostEnv)
+    assert isinstance(Seeded(), GraphEnv)
+    assert is_graph(Seeded())
+    config = tiny(Mixed().spec, num_envs=COPIES)
+    assert isinstance(driver_for(OnTheHost(), config), HostDriver)
+    assert isinstance(driver_for(Seeded(), config), GraphDriver)
+
+
+def test_both_drivers_make_updates(both):
+    (runner, metrics), _ = both
+    assert int(runner.state.world_model_updates) > 5
+    assert int(runner.state.agents_updates) > 3
+    assert int(metrics["world_model/loss"][1]) == int(runner.state.world_model_updates)
+    assert int(metrics["episode/return/prey_0"][1]) > 5
+
+
+def test_both_drivers_give_the_same_updates_on_the_same_transitions(both):
+    (graph, _), (host, _) = both
+    for field in ("state", "memory", "here", "episode_return", "key"):
+        one, two = (jax.tree_util.tree_leaves_with_path(getattr(runner, field)) for runner in (graph, host))
+        assert [path for path, _ in one] == [path for path, _ in two]
+        for (path, a), (_, b) in zip(one, two, strict=True):
+            where = field + jax.tree_util.keystr(path)
+            if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+                a, b = jax.random.key_data(a), jax.random.key_data(b)
+            assert a.dtype == b.dtype, where
+            if jnp.issubdtype(a.dtype, jnp.floating):
+                np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5, err_msg=where)
+            else:
+                np.testing.assert_array_equal(a, b, err_msg=where)
+
+
+def test_both_drivers_report_the_same_metrics(both):
+    (_, graph), (_, host) = both
+    assert graph.keys() == host.keys()
+    for name in graph:
+        for a, b in zip(graph[name], host[name], strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4, err_msg=name)
+
+
+def test_an_episodes_return_is_the_sum_of_its_rewards(both):
+    """From replay: all rows are kept, and rewards of every finished episode are counted once."""
+    (graph, metrics), _ = both
+    replay = graph.state.replay
+    reward, last = np.asarray(replay.reward[:STEPS]), ~np.asarray(replay.acting[:STEPS]).any(-1)
+    total = 0.0
+    for copy in range(COPIES):
+        done = np.flatnonzero(last[:, copy])
+        total += reward[: done[-1], copy, 0].sum() if len(done) else 0.0
+    ended = np.asarray(graph.here.last)
+    for copy in np.flatnonzero(ended):
+        done = np.flatnonzero(last[:, copy])
+        total += reward[(done[-1] if len(done) else 0) :, copy, 0].sum()
+    np.testing.assert_allclose(metrics["episode/return/hunter_0"][0], total, rtol=1e-5)

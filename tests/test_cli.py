@@ -1,0 +1,177 @@
+"""The command line, in this process: what it does, what it prints, and its exit status."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import arrays, assert_same, copy_until, tiny_config
+
+from codream import Config, EnvironmentFailure, Run, TrainingDiverged, cli, preset
+
+
+def flags(config: Config) -> list[str]:
+    """The options that make `config` from the preset it names."""
+    given: list[str] = []
+
+    def compare(base: Any, wanted: Any, path: str) -> None:
+        for field in dataclasses.fields(base):
+            before, after = getattr(base, field.name), getattr(wanted, field.name)
+            if dataclasses.is_dataclass(after):
+                compare(before, after, f"{path}{field.name}.")
+            elif before != after:
+                given.extend([f"--{path}{field.name}".replace("_", "-"), str(after)])
+
+    compare(preset(config.preset), config, "")
+    return given
+
+
+def test_train_and_evaluate(
+    host_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *flags(tiny_config()), "--name", "mine", "--episodes", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "train: 400/400 steps" in out
+    assert "adversary ↓  agent →" in out
+    assert "The run lies in runs/mine" in out
+    run = Run(tmp_path / "runs" / "mine")
+    assert run.config == host_run.config
+    assert_same(arrays(run), arrays(host_run))
+
+    assert (
+        cli.main(
+            ["evaluate", "mine", "--episodes", "3", "--against", "flee", "runs/mine", "--json", "out/x.json"]
+        )
+        == 0
+    )
+    assert "Written to out/x.json" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "x.json").read_text())
+    assert [row["sides"]["agent"] for row in written["rows"]] == ["self", "flee", "runs/mine", "self"]
+
+    assert cli.main(["train", "--resume", "runs/mine"]) == 2
+    assert "reached its total of 400 steps" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "mine", "--total-steps", "500", "--episodes", "0"]) == 0
+    assert run.config.total_steps == 500
+    assert "↓" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "--preset", "smal"], "unknown preset 'smal'; presets: small, "),
+        (
+            ["train", "--env", "simple_tga"],
+            "no environment is called 'simple_tga'; the nearest: mpe2:simple_tag_v3",
+        ),
+        (["train", "--env", "butterfly:pistonbal"], "the nearest: butterfly:pistonball"),
+        (["train", "--world-model.lr", "3"], "world_model.lr must be 0 to 1, got 3.0"),
+        (["train", "--world-model.hidden", "30"], "must be a multiple of"),
+        (["train", "--resume", "nothing"], "the run nothing does not exist; runs in runs/: none"),
+        (["train", "--checkpoint", "5"], "--checkpoint needs --resume"),
+        (["train", "--env-kwargs", "7"], "expects a JSON object"),
+        (["train", "--env-kwargs", "{"], "expects a JSON object"),
+        (["train", "--env-kwargs", '{"max_cycle": 5}'], "cannot be used"),
+        (["train", "--env", "simple_tag", "--env-kwargs", '{"continuous_actions": true}'], "only Discrete"),
+        (["evaluate", "nothing"], "the run nothing does not exist"),
+    ],
+)
+def test_wrong_requests_get_one_clear_message(
+    args: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(args) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "--world-model.lrr", "3"], "--world-model.lr FLOAT"),
+        (["trian"], "Available subcommands: train, evaluate"),
+        (["train", "--preset"], "Missing value for argument '--preset'"),
+        (["train", "--seed", "one"], "--seed"),
+        (["evaluate"], "required"),
+    ],
+)
+def test_unknown_options_name_the_nearest(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(args)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.err + captured.out
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(EnvironmentFailure("it broke"), 1), (TrainingDiverged("nan"), 1), (KeyboardInterrupt(), 130)],
+)
+def test_failures_while_running(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "train", fail)
+    assert cli.main(["train"]) == status
+    assert capsys.readouterr().err == (f"codream: {error}\n" if str(error) else "")
+
+
+def test_a_damaged_checkpoint(host_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = copy_until(host_run, 400, tmp_path / "run")
+    (run.checkpoints / "400" / "manifest.json").write_text("{}")
+    for args in (["evaluate", str(run.path)], ["train", "--resume", str(run.path), "--total-steps", "500"]):
+        assert cli.main(args) == 2
+        assert f"codream train --resume {run.path} --checkpoint 200" in capsys.readouterr().err
+
+
+def test_presets_and_runs_decide_the_defaults(host_run: Run) -> None:
+    paper = cli._parse(["train", "--preset", "paper", "--world-model.layers", "3"])
+    assert isinstance(paper, cli.Train)
+    expected = preset("paper")
+    assert paper.config == dataclasses.replace(
+        expected, world_model=dataclasses.replace(expected.world_model, layers=3)
+    )
+    resumed = cli._parse(["train", "--total-steps", "999", "--resume", str(host_run.path)])
+    assert isinstance(resumed, cli.Train)
+    assert resumed.config == dataclasses.replace(host_run.config, total_steps=999)
+    ablated = cli._parse(["train", "--world-model.no-teammates", "--replay.uniform"])
+    assert isinstance(ablated, cli.Train)
+    assert not ablated.config.world_model.teammates
+    assert ablated.config.replay.uniform
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_help_is_quick_and_complete(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert time.monotonic() - began < 10
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    shown = {
+        "train": ["--preset", "--world-model.lr", "--agents.horizon"],
+        "evaluate": ["--json", "--greedy"],
+    }
+    for option in shown[command]:
+        assert option in out
+
+
+def test_version_and_the_module_as_a_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "codream.cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "codream 0.1.0\n"

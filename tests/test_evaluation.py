@@ -1,0 +1,165 @@
+"""Cross-play and acting: the right pairings, the right count of episodes, the same actions on raw
+observations."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Toy, toy_config
+from mpe2 import simple_tag_v3
+
+from codream import Agents, ConfigError, EnvSpec, Run, RunError, evaluate, load, make_env, train
+from codream.evaluation import CrossPlay, Row, _line_ups, _opponents, play
+
+
+@pytest.fixture(scope="module")
+def agents(host_run: Run) -> Agents:
+    return load(host_run)
+
+
+@pytest.fixture(scope="module")
+def result(agents: Agents) -> CrossPlay:
+    return evaluate(agents, episodes=4, progress=False)
+
+
+def test_every_side_plays_every_reference(result: CrossPlay, agents: Agents) -> None:
+    sides = [row.sides for row in result.rows]
+    pairings = [
+        ("self", "self"),
+        *(("self", name) for name in ("random", "still", "flee")),
+        *((name, "self") for name in ("random", "still", "chase")),
+    ]
+    assert sides == [{"adversary": adversary, "agent": agent} for adversary, agent in pairings]
+    assert result.environment == "mpe2:simple_tag_v3"
+    assert agents.steps == 400
+    written = json.loads(json.dumps(result.to_json()))
+    assert set(written) == {"environment", "episodes", "rows"}
+    assert written["episodes"] == 4
+    assert set(written["rows"][0]) == {"sides", "returns", "stderr"}
+    for row in written["rows"]:
+        assert list(row["returns"]) == list(row["stderr"]) == list(agents.spec.agents)
+    chased = result.mean("agent", adversary="chase", agent="self")
+    assert chased[0] < result.mean("agent", adversary="still", agent="self")[0]
+    with pytest.raises(KeyError, match="no row has"):
+        result.mean("agent", adversary="flee", agent="self")
+
+
+def test_conditions_are_said(result: CrossPlay) -> None:
+    text = result.conditions()
+    for part in ("after 400 steps", "sampled actions", "4 episodes", "1 seed", "mpe2 1.", "cpu", "host"):
+        assert part in text
+    table = result.table()
+    assert [str(column.header) for column in table.columns][1:] == ["self", "random", "still", "flee"]
+
+
+def test_greedy_play_against_another_run_repeats(agents: Agents, host_run: Run) -> None:
+    play_it = lambda: evaluate(  # noqa: E731
+        agents, episodes=3, seeds=2, greedy=True, against=["flee", host_run.path], progress=False
+    )
+    one, two = play_it(), play_it()
+    assert one.to_json() == two.to_json()
+    assert one.episodes == 6
+    path = str(host_run.path)
+    assert [tuple(row.sides.values()) for row in one.rows] == [
+        ("self", "self"),
+        ("self", "flee"),
+        ("self", path),
+        (path, "self"),
+    ]
+    # The other run is the same one, and greedy play has no chance in it.
+    assert one.rows[0].returns == one.rows[2].returns == one.rows[3].returns
+
+
+def test_opponents_that_do_not_exist(agents: Agents, host_run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"chaze is neither a reference \(random, still, .*\) nor a run"):
+        evaluate(agents, episodes=1, against=["chaze"], progress=False)
+    with pytest.raises(ConfigError, match="episodes must be 1 or more, got 0"):
+        evaluate(agents, episodes=0)
+    with pytest.raises(RunError, match="does not exist"):
+        evaluate("no-such-run")
+
+
+def names(spec: EnvSpec, against: list[str] | None = None) -> list[tuple[str, ...]]:
+    opponents = _opponents(spec, against, False, None)
+    return [tuple(sides.values()) for sides, _ in _line_ups(spec, object(), opponents)]
+
+
+def test_one_side_and_three_sides() -> None:
+    one = EnvSpec("spread", ("agent_0", "agent_1"), ((2,), (2,)), (2, 2))
+    assert names(one) == [("self",)]
+    with pytest.raises(ConfigError, match="one side"):
+        names(one, ["random"])
+    three = EnvSpec("three", ("cat_0", "dog_0", "mouse_0"), ((2,),) * 3, (2,) * 3)
+    assert names(three, ["random"]) == [
+        ("self", "self", "self"),
+        ("self", "random", "random"),
+        ("random", "self", "random"),
+        ("random", "random", "self"),
+    ]
+    rows = [Row({"agent": "self"}, {"agent_0": 1.0, "agent_1": 2.0}, {"agent_0": 0.1, "agent_1": 0.3})]
+    shown = CrossPlay("e", None, "r", 1, 1, 1, False, "cpu", 1.0, {"agent": ["agent_0", "agent_1"]}, rows)
+    assert shown.table().row_count == 1
+    assert shown.mean("agent", agent="self") == pytest.approx((1.5, 0.2))
+
+
+class Same:
+    """Everyone takes action 1 always, so every step of `Toy` pays the cat 1."""
+
+    def act(self, timestep: Any, rng: Any) -> Any:
+        return np.ones(timestep.acting.shape, int)
+
+
+def test_play_counts_whole_episodes_fairly() -> None:
+    env = make_env(lambda: Toy(uneven=True), 3)
+    returns = play(env, {"cat": Same(), "mouse": Same()}, episodes=400)
+    assert returns.shape == (400, 2)
+    lengths = returns[:, 0]
+    assert set(lengths) == set(range(3, 10))
+    # Lengths are uniform on 3…9; were short episodes preferred, their mean would be far below 6.
+    assert abs(lengths.mean() - 6) < 4 * lengths.std() / 20
+    np.testing.assert_array_equal(returns[:, 1], -lengths)
+    assert len(play(env, {"cat": Same(), "mouse": Same()}, episodes=2)) == 2
+
+
+def test_acting_on_raw_observations_is_acting_in_the_environment(agents: Agents) -> None:
+    host = make_env("simple_tag")
+    here = host.reset(np.asarray([7]))
+    player, rng = agents.player(greedy=True), np.random.default_rng(0)
+    env = simple_tag_v3.parallel_env()
+    for _ in range(2):  # the second episode starts from nothing, too
+        obs, infos = env.reset(seed=7)
+        agents.reset()
+        while env.agents:
+            actions = agents.act(obs, infos, greedy=True)
+            expected = player.act(here, rng)[0]
+            assert actions == dict(zip(agents.spec.agents, expected.tolist(), strict=True))
+            obs, _, _, _, infos = env.step(actions)
+            here = host.step(expected[None], np.asarray([7]))
+        player.act(here, rng)
+        here = host.step(expected[None], np.asarray([7]))
+
+
+def test_absent_agents_get_no_action(agents: Agents) -> None:
+    env = simple_tag_v3.parallel_env()
+    obs, _ = env.reset(seed=1)
+    agents.reset(seed=3)
+    del obs["adversary_1"]
+    first = agents.act(obs)
+    assert list(first) == list(obs)
+    agents.reset(seed=3)
+    assert agents.act(obs) == first
+    with pytest.raises(ValueError, match=r"has the agents adversary_0, .*; got an observation of prey_7"):
+        agents.act({"prey_7": obs["agent_0"]})
+
+
+def test_a_run_on_an_object_needs_it_again(runs: Path) -> None:
+    run = train(toy_config(), env=Toy, name="toy", root=runs, progress=False)
+    with pytest.raises(RunError, match="given as an object; pass it"):
+        load(run)
+    result = evaluate(run, env=Toy, episodes=6, against=["random", run.path], progress=False)
+    assert result.version is None
+    assert len(result.rows) == 5
+    with pytest.raises(RunError, match="its environment is now"):
+        load(run, env=simple_tag_v3.parallel_env)
