@@ -46,7 +46,7 @@ def players(agents: codream.Agents) -> dict:
 
 def lines(results: list[ModelQuality]) -> list[str]:
     out = [
-        "| play | one step / still | sampled / still | 12 steps / still | reward on catches, predicted / real | by side "
+        "| play | one step / still | sampled / still | 12 steps / still | catches, predicted / real | by side "
         "| elsewhere, bias per step | elsewhere, absolute | teammate accuracy | base rate | reconstruction |",
         "|---" * 11 + "|",
     ]
@@ -76,11 +76,14 @@ def main() -> None:
     q = results[0]
     text = "\n".join(
         [
-            f"{args.run}: {agents.spec.name}, {agents.steps:,} steps, {args.episodes} held-out episodes, seed {args.seed}",
+            f"{args.run}: {agents.spec.name}, {agents.steps:,} steps, "
+            f"{args.episodes} held-out episodes, seed {args.seed}",
             "",
             *lines(results),
             "",
-            "error by horizon on " + q.play + ", share of nothing moves: "
+            "error by horizon on "
+            + q.play
+            + ", share of nothing moves: "
             + " ".join(f"{a / b:.2f}" for a, b in zip(q.by_horizon, q.still_by_horizon, strict=True)),
         ]
     )

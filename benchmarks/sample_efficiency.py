@@ -49,7 +49,12 @@ def _changed(config: Any, path: list[str], value: Any) -> Any:
 def train(args: argparse.Namespace, seed: int) -> None:
     config = with_changes(codream.preset(args.preset), args.set)
     config = dataclasses.replace(
-        config, env=args.env, seed=seed, total_steps=max(args.marks), checkpoints_kept=1_000, checkpoint_every=args.every
+        config,
+        env=args.env,
+        seed=seed,
+        total_steps=max(args.marks),
+        checkpoints_kept=1_000,
+        checkpoint_every=args.every,
     )
     name = f"{args.label}-{args.preset}-seed{seed}"
     path = Path(args.root) / name
@@ -115,7 +120,7 @@ def main() -> None:
     text = "\n".join(
         [
             f"preset {args.preset}{' with ' + ', '.join(args.set) if args.set else ''} on {example.environment} "
-            f"({example.version}), {args.seeds} seeds, mean and 95% bootstrap interval; {args.episodes} episodes a cell, "
+            f"({example.version}), {args.seeds} seeds, mean and 95% bootstrap interval; {args.episodes} episodes, "
             f"{'greedy' if args.greedy else 'sampled'} actions, return of one agent per episode; {example.device}, "
             f"{args.jobs} at a time.",
             "",

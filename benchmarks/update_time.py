@@ -84,9 +84,7 @@ def main() -> None:
         rows.append((name, median, least, count_flops(function, *inputs)))
     (model_time, agents_time, act_time) = (row[1] for row in rows)
     step_time = (
-        model_time / config.world_model_every
-        + agents_time / config.agents_every
-        + (act_time + host) / config.num_envs
+        model_time / config.world_model_every + agents_time / config.agents_every + (act_time + host) / config.num_envs
     )
     starts, horizon = config.agents.starts or 0, config.agents.horizon or 0
     imagined = env.spec.num_agents * starts * horizon

@@ -44,10 +44,7 @@ def test_train_and_evaluate(
     assert_same(arrays(run), arrays(host_run))
 
     assert (
-        cli.main(
-            ["evaluate", "mine", "--episodes", "3", "--against", "flee", "runs/mine", "--json", "out/x.json"]
-        )
-        == 0
+        cli.main(["evaluate", "mine", "--episodes", "3", "--against", "flee", "runs/mine", "--json", "out/x.json"]) == 0
     )
     assert "Written to out/x.json" in capsys.readouterr().out
     written = json.loads((tmp_path / "out" / "x.json").read_text())
@@ -105,9 +102,7 @@ def test_wrong_requests_get_one_clear_message(
         (["evaluate"], "required"),
     ],
 )
-def test_unknown_options_name_the_nearest(
-    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_options_name_the_nearest(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(args)
     assert stop.value.code == 2

@@ -111,8 +111,6 @@ def test_combinations_that_mean_nothing() -> None:
     with pytest.raises(ConfigError, match=r"hidden must be a multiple of 2 × world_model.heads"):
         dataclasses.replace(Config(), world_model=dataclasses.replace(model, hidden=30))
     with pytest.raises(ConfigError, match="at most 1"):
-        dataclasses.replace(
-            Config(), partners=dataclasses.replace(Config().partners, random_share=0.6, past_share=0.6)
-        )
+        dataclasses.replace(Config(), partners=dataclasses.replace(Config().partners, random_share=0.6, past_share=0.6))
     with pytest.raises(ConfigError, match="fewer than a sequence"):
         dataclasses.replace(Config(), num_envs=1024)

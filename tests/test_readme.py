@@ -21,15 +21,11 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    lines = [
-        part.strip() for block in blocks("bash") for line in block.splitlines() for part in line.split("&&")
-    ]
+    lines = [part.strip() for block in blocks("bash") for line in block.splitlines() for part in line.split("&&")]
     return [shlex.split(line)[1:] for line in lines if line.startswith("codream ")]
 
 
-def test_the_example_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     example = blocks("python")[0]
@@ -42,9 +38,7 @@ def test_the_example_runs(
 
 def test_the_example_with_an_object(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = codream.train
-    monkeypatch.setattr(
-        codream, "train", lambda *a, **k: train(*a, **k, root=runs, name="readme", progress=False)
-    )
+    monkeypatch.setattr(codream, "train", lambda *a, **k: train(*a, **k, root=runs, name="readme", progress=False))
     names: dict[str, Any] = {"codream": codream, "config": tiny_config(total_steps=50), "MyParallelEnv": Toy}
     exec(compile(blocks("python")[1], "README.md", "exec"), names)
     assert names["agents"].steps >= 50
@@ -109,9 +103,7 @@ def test_the_table_of_presets_is_true() -> None:
     columns = [preset(name) for name in ("paper", "summary", "small")]
     assert list(codream.config.PRESETS) == ["paper", "summary", "small"]
     rows = {
-        "hidden / layers / heads": lambda c: (
-            f"{c.world_model.hidden} / {c.world_model.layers} / {c.world_model.heads}"
-        ),
+        "hidden / layers / heads": lambda c: f"{c.world_model.hidden} / {c.world_model.layers} / {c.world_model.heads}",
         "latent of vectors": latent,
         "world-model batch × length": lambda c: f"{c.world_model.batch} × {c.world_model.length}",
         "imagined steps × starts per agent": starts,

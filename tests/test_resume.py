@@ -56,9 +56,7 @@ def test_graph_run_resumed_equals_the_uninterrupted_one(runs: Path) -> None:
     assert arrays(whole)["state.agents_updates"] > 1
 
 
-def test_uneven_episodes_are_cut_where_no_common_end_comes(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_uneven_episodes_are_cut_where_no_common_end_comes(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "PATIENCE", 2)
     cuts: list[int] = []
     cut = HostDriver.cut
@@ -128,9 +126,7 @@ def after(calls: int, monkeypatch: pytest.MonkeyPatch, do: Any) -> None:
     monkeypatch.setattr(HostDriver, "advance", changed)
 
 
-def test_nan_stops_the_run_and_names_its_part(
-    host_run: Run, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nan_stops_the_run_and_names_its_part(host_run: Run, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def poison(runner: Any, metrics: Any) -> Any:
         nan = jnp.asarray(float("nan"))
         for name in ("world_model/reward", "world_model/loss", "agent/agent_0/actor_loss"):
@@ -199,10 +195,7 @@ def test_a_run_folder_is_never_overwritten(host_run: Run, runs: Path) -> None:
         train(tiny_config(), name="host", root=runs, progress=False)
     spec = json.loads((host_run.path / "run.json").read_text())
     assert spec["environment"]["version"].startswith("mpe2 ")
-    names = [
-        Run.create(tiny_config(), _SPEC, name=None, root=runs / "named", by_object=False).path.name
-        for _ in "abc"
-    ]
+    names = [Run.create(tiny_config(), _SPEC, name=None, root=runs / "named", by_object=False).path.name for _ in "abc"]
     assert names == ["simple_tag-small-seed0", "simple_tag-small-seed0-2", "simple_tag-small-seed0-3"]
     with pytest.raises(RunError, match=r"hots does not exist; runs in .*/host, "):
         Run.open("hots", runs)

@@ -1,4 +1,4 @@
-"""Actors and critics: heads, λ-returns, return scale, and both losses.
+"""Actors and critics: heads, λ-returns, return scale, both losses, and the update on imagined trajectories.
 
 Sources: MATWM (arXiv:2506.18537) section 4.3; DreamerV3 (arXiv:2301.04104) for the percentile return scale and the
 critic's regression to its own average.
@@ -6,22 +6,37 @@ critic's regression to its own average.
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from codream.config import AgentConfig
+from codream.imagination import Dream
 from codream.latents import two_hot_loss, two_hot_mean, value_bins
 from codream.nets import MLP
 
-__all__ = ["Actor", "Critic", "actor_loss", "critic_loss", "lambda_returns", "masked_log_probs", "return_range"]
+__all__ = [
+    "Actor",
+    "Agents",
+    "Critic",
+    "actor_loss",
+    "agent_optimiser",
+    "critic_loss",
+    "improve",
+    "init_agents",
+    "lambda_returns",
+    "log_policy",
+    "masked_log_probs",
+    "return_range",
+]
 
 
-def masked_log_probs(
-    logits: Float[Array, "*b actions"], mask: Bool[Array, "*b actions"]
-) -> Float[Array, "*b actions"]:
+def masked_log_probs(logits: Float[Array, "*b actions"], mask: Bool[Array, "*b actions"]) -> Float[Array, "*b actions"]:
     """Log-probabilities over the allowed actions; the others get probability 0."""
     return jax.nn.log_softmax(jnp.where(mask, logits, -1e9))
 
@@ -112,3 +127,109 @@ def critic_loss(
     sg = jax.lax.stop_gradient
     loss = two_hot_loss(logits, sg(returns), bins) + slow_weight * two_hot_loss(logits, sg(slow_values), bins)
     return jnp.mean(weight * loss)
+
+
+class Agents(eqx.Module):
+    """Actors, critics and their training state, stacked on a leading agent axis."""
+
+    actor: Actor
+    critic: Critic
+    slow_critic: Critic
+    optimiser: Any
+    return_scale: Float[Array, " agents"]
+
+
+def agent_optimiser(config: AgentConfig) -> optax.GradientTransformation:
+    """For one agent; mapped over agents, so that clipping one does not scale the others."""
+    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(config.lr, eps=1e-5))
+
+
+def init_agents(
+    agents: int, features: int, actions: int, config: AgentConfig, key: PRNGKeyArray, norm_first: bool
+) -> Agents:
+    """Fresh actors and critics for s of length `features`."""
+
+    def one_agent(key: PRNGKeyArray) -> tuple[Actor, Critic]:
+        actor_key, critic_key = jax.random.split(key)
+        return (
+            Actor(features, actions, config, actor_key, norm_first),
+            Critic(features, config, critic_key, norm_first),
+        )
+
+    actor, critic = eqx.filter_vmap(one_agent)(jax.random.split(key, agents))
+    return Agents(
+        actor=actor,
+        critic=critic,
+        slow_critic=critic,
+        optimiser=jax.vmap(agent_optimiser(config).init)(eqx.filter((actor, critic), eqx.is_array)),
+        return_scale=jnp.zeros(agents),
+    )
+
+
+def log_policy(
+    actor: Actor, s: Float[Array, "agents *b s"], mask: Bool[Array, "agents *b actions"]
+) -> Float[Array, "agents *b actions"]:
+    """Every agent's own actor on its own rows."""
+
+    def rows(actor: Actor, s: Array, mask: Array) -> Array:
+        flat = jax.vmap(actor)(s.reshape(-1, s.shape[-1]), mask.reshape(-1, mask.shape[-1]))
+        return flat.reshape(*s.shape[:-1], -1)
+
+    return eqx.filter_vmap(rows)(actor, s, mask)
+
+
+def improve(
+    agents: Agents, imagined: Dream, count: Int[Array, ""], settings: AgentConfig
+) -> tuple[Agents, dict[str, Float[Array, " agents"]]]:
+    """One update of every agent's actor and critic; `count` is its number, from 1.
+
+    The trajectories are data: no gradient reaches the model that imagined them.
+    """
+    imagined = jax.lax.stop_gradient(imagined)
+
+    def loss(nets: tuple[Actor, Critic], slow: Critic, d: Any, scale: Array) -> tuple[Array, tuple[Array, dict]]:
+        actor, critic = nets
+        values = jax.lax.stop_gradient(_values(critic, d.features))
+        returns = jax.vmap(lambda r, c, v: lambda_returns(r, c, v, settings.gamma, settings.lam))(
+            d.reward, d.cont, values[:, 1:]
+        )
+        scale = settings.return_ema * scale + (1 - settings.return_ema) * return_range(returns)
+        unbiased = scale / (1 - settings.return_ema**count)
+        advantage = (returns - values[:, :-1]) / jnp.maximum(1.0, unbiased)
+        weight = jnp.cumprod(jnp.concatenate([jnp.ones_like(d.cont[:, :1]), d.cont[:, :-1]], axis=1), axis=1)
+        s = d.features[:, :-1]
+        log_probs = jax.vmap(jax.vmap(actor))(s, d.mask)
+        policy, entropy = actor_loss(log_probs, d.action, advantage, weight, settings.entropy)
+        logits = jax.vmap(jax.vmap(critic))(s)
+        regression = critic_loss(logits, returns, _values(slow, s), weight, critic.places, settings.critic_ema_weight)
+        metrics = {
+            "actor_loss": policy,
+            "critic_loss": regression,
+            "entropy": entropy,
+            "imagined_reward": jnp.mean(d.reward),
+            "value": jnp.mean(values),
+            "return_scale": unbiased,
+        }
+        return policy + regression, (scale, metrics)
+
+    def one_agent(actor: Actor, critic: Critic, slow: Critic, optimiser: Any, d: Any, scale: Array) -> Any:
+        nets = (actor, critic)
+        (_, (scale, metrics)), grads = eqx.filter_value_and_grad(loss, has_aux=True)(nets, slow, d, scale)
+        updates, optimiser = agent_optimiser(settings).update(grads, optimiser)
+        actor, critic = eqx.apply_updates(nets, updates)
+        slow = jax.tree.map(
+            lambda a, b: settings.critic_ema * a + (1 - settings.critic_ema) * b if eqx.is_array(a) else a,
+            slow,
+            critic,
+        )
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        return (actor, critic, slow, optimiser, scale), metrics
+
+    trained, metrics = eqx.filter_vmap(one_agent)(
+        agents.actor, agents.critic, agents.slow_critic, agents.optimiser, imagined, agents.return_scale
+    )
+    return Agents(*trained), metrics
+
+
+def _values(critic: Critic, s: Float[Array, "starts time s"]) -> Float[Array, "starts time"]:
+    return jax.vmap(jax.vmap(critic.value))(s)

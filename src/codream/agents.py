@@ -23,9 +23,7 @@ from codream.training import driver_for
 __all__ = ["Agents", "Player", "load"]
 
 
-def load(
-    run: str | Path | Run, *, checkpoint: int | None = None, env: Any = None, root: str | Path = "runs"
-) -> Agents:
+def load(run: str | Path | Run, *, checkpoint: int | None = None, env: Any = None, root: str | Path = "runs") -> Agents:
     """The agents of a run, as its latest checkpoint (or the one at step `checkpoint`) has them.
 
     `env`: the environment, where the run was trained on one given as an object.
@@ -35,9 +33,7 @@ def load(
     run = Run.open(run, root)
     found = checkpoints.find(run.path, checkpoint)
     if run.about["environment"]["by_object"] and env is None:
-        raise RunError(
-            f"{run.path} was trained on an environment given as an object; pass it: load(…, env=…)"
-        )
+        raise RunError(f"{run.path} was trained on an environment given as an object; pass it: load(…, env=…)")
 
     def make(copies: int) -> Any:
         return build_env(found.config, copies, env)

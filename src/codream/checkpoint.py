@@ -236,7 +236,7 @@ def _flat_arrays(runner: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     keys: dict[str, str] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(eqx.filter(runner, eqx.is_array))[0]:
         place = _place(path)
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             keys[place] = str(jax.random.key_impl(leaf))
             leaf = jax.random.key_data(leaf)
         arrays[place] = np.asarray(leaf)

@@ -123,14 +123,10 @@ def _train(command: Train) -> None:
     if command.env_kwargs is not None:
         config = dataclasses.replace(config, env_kwargs=_json_object("--env-kwargs", command.env_kwargs))
     if command.checkpoint is not None and command.resume is None:
-        raise ConfigError(
-            "--checkpoint needs --resume RUN: it says from which of the run's checkpoints to go on"
-        )
+        raise ConfigError("--checkpoint needs --resume RUN: it says from which of the run's checkpoints to go on")
     if command.name is not None and command.resume is not None:
         raise ConfigError("--name is for a new run; --resume goes on in the folder of the run")
-    run = train(
-        config, name=command.name, resume=command.resume, checkpoint=command.checkpoint, root=command.root
-    )
+    run = train(config, name=command.name, resume=command.resume, checkpoint=command.checkpoint, root=command.root)
     if command.episodes:
         Console().print(evaluate(load(run), episodes=command.episodes).table())
     print(f"The run lies in {run.path}")
@@ -166,7 +162,7 @@ def _json_object(option: str, text: str) -> dict[str, Any]:
 
 def _cache_compilations() -> None:
     """Compiled programs are kept between runs, so that only the first one waits for the compiler."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "codream" / "jax"))
 

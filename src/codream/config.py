@@ -208,10 +208,7 @@ class Config:
             )
         n = spec.num_agents
         horizon, starts = (16, 512) if n <= 3 else (12, 768) if n <= 6 else (8, 1024)
-        if self.world_model.batch % n:
-            batch = max(n, round(self.world_model.batch / n) * n)
-        else:
-            batch = self.world_model.batch
+        batch = max(n, round(self.world_model.batch / n) * n) if self.world_model.batch % n else self.world_model.batch
         return dataclasses.replace(
             self,
             world_model=dataclasses.replace(self.world_model, latent=latent, batch=batch),
@@ -246,9 +243,7 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
     hints = typing.get_type_hints(cls)
     return cls(
         **{
-            name: _build(hints[name], value, f"{path}{name}.")
-            if dataclasses.is_dataclass(hints[name])
-            else value
+            name: _build(hints[name], value, f"{path}{name}.") if dataclasses.is_dataclass(hints[name]) else value
             for name, value in values.items()
         }
     )
@@ -383,9 +378,7 @@ PRESETS: dict[str, Config] = {
             groups=16,
             classes=16,
         ),
-        agents=AgentConfig(
-            units=128, lr=1e-3, horizon=12, starts=64, gamma=0.95, entropy=3e-3, value_bins=63
-        ),
+        agents=AgentConfig(units=128, lr=1e-3, horizon=12, starts=64, gamma=0.95, entropy=3e-3, value_bins=63),
         partners=PartnerConfig(random_share=0.3),
     ),
 }

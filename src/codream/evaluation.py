@@ -118,9 +118,7 @@ class CrossPlay:
             shown = []
             for column in columns:
                 row = cells.get((name, column))
-                shown.append(
-                    "" if row is None else "\n".join(self._shown(row, side) for side in self.members)
-                )
+                shown.append("" if row is None else "\n".join(self._shown(row, side) for side in self.members))
             table.add_row(f"{name}\n", *shown, end_section=True)
         return table
 
@@ -198,9 +196,7 @@ def evaluate(
 
 
 def _row(spec: EnvSpec, sides: dict[str, str], returns: Float[np.ndarray, "episodes agents"]) -> Row:
-    error = (
-        returns.std(axis=0, ddof=1) / math.sqrt(len(returns)) if len(returns) > 1 else returns[0] * math.nan
-    )
+    error = returns.std(axis=0, ddof=1) / math.sqrt(len(returns)) if len(returns) > 1 else returns[0] * math.nan
     return Row(
         sides=sides,
         returns=dict(zip(spec.agents, returns.mean(axis=0).tolist(), strict=True)),
@@ -236,9 +232,7 @@ def _opponents(
 ) -> dict[str, dict[str, Any]]:
     """Policies by side, by the opponent's name."""
     if len(spec.sides) == 1 and against:
-        raise ConfigError(
-            f"{spec.name} has one side ({', '.join(spec.sides)}), so there is nobody to play against"
-        )
+        raise ConfigError(f"{spec.name} has one side ({', '.join(spec.sides)}), so there is nobody to play against")
     references: dict[str, dict[str, Any]] = {}
     for side, policies in references_for(spec).items():
         for name, policy in policies.items():

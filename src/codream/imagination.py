@@ -19,7 +19,8 @@ __all__ = ["Dream", "Policy", "dream", "from_context"]
 
 # (features [agents, starts, s], masks [agents, starts, actions]) → log-probabilities
 Policy = Callable[
-    [Float[Array, "agents starts s"], Bool[Array, "agents starts actions"]], Float[Array, "agents starts actions"]
+    [Float[Array, "agents starts s"], Bool[Array, "agents starts actions"]],
+    Float[Array, "agents starts actions"],
 ]
 
 

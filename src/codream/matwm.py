@@ -11,46 +11,22 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from codream.actor_critic import (
-    Actor,
-    Critic,
-    actor_loss,
-    critic_loss,
-    lambda_returns,
-    return_range,
-)
-from codream.config import AgentConfig, Config, WorldModelConfig
+from codream.actor_critic import Agents, improve, init_agents, log_policy
+from codream.config import Config, WorldModelConfig
 from codream.envs import EnvSpec, TimeStep
 from codream.imagination import dream
 from codream.latents import sample_index
+from codream.players import RANDOM, Past, draw_players, past_log_probs, snapshot
 from codream.replay import Replay, sample_recent, sample_starts, sequences
 from codream.world_model import Hidden, WorldModel, world_model_loss
 
-__all__ = ["Agents", "Memory", "Metrics", "State", "act", "init", "init_memory", "observe", "update"]
+__all__ = ["Memory", "Metrics", "State", "act", "add_metrics", "init", "init_memory", "observe", "update"]
 
 # name → (sum, count): means can be taken over any stretch of steps.
 Metrics = dict[str, tuple[Float[Array, ""], Num[Array, ""]]]
-
-
-class Agents(eqx.Module):
-    """Actors, critics and their training state, stacked on a leading agent axis."""
-
-    actor: Actor
-    critic: Critic
-    slow_critic: Critic
-    optimiser: Any
-    return_scale: Float[Array, " agents"]
-
-
-class Past(eqx.Module):
-    """Earlier actors, stacked on a leading snapshot axis, for episodes against past selves."""
-
-    actors: Actor
-    count: Int[Array, ""]  # snapshots ever taken
 
 
 class State(eqx.Module):
@@ -71,13 +47,16 @@ class Memory(eqx.Module):
     """What the acting agents remember, per copy and agent; and who plays for whom (see `PartnerConfig`)."""
 
     hidden: Hidden
-    player: Int[Array, "copies agents"]  # 0 current policy, 1 random, 2 + k the k-th snapshot
+    player: Int[Array, "copies agents"]  # by number, see `codream.players`
 
 
 def world_model_optimiser(config: WorldModelConfig) -> optax.GradientTransformation:
     """Adam after clipping; the outcome heads may have a learning rate of their own."""
     outcome_lr = config.lr if config.outcome_lr is None else config.outcome_lr
-    rates: dict[Hashable, optax.GradientTransformation] = {"outcome": optax.adam(outcome_lr), "rest": optax.adam(config.lr)}
+    rates: dict[Hashable, optax.GradientTransformation] = {
+        "outcome": optax.adam(outcome_lr),
+        "rest": optax.adam(config.lr),
+    }
 
     def labels(model: Any) -> Any:
         rest = jax.tree.map(lambda _: "rest", model)
@@ -87,41 +66,16 @@ def world_model_optimiser(config: WorldModelConfig) -> optax.GradientTransformat
     return optax.chain(optax.clip_by_global_norm(config.clip), optax.multi_transform(rates, labels))
 
 
-def agent_optimiser(config: AgentConfig) -> optax.GradientTransformation:
-    """For one agent; mapped over agents, so that clipping one does not scale the others."""
-    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(config.lr, eps=1e-5))
-
-
 def init(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> State:
     """A fresh state. `config` must be resolved for `spec`."""
     model_key, agents_key = jax.random.split(key)
     model = WorldModel(spec, config.world_model, model_key)
-    features = model.features_size
     coded = config.world_model.latent == "categorical"
-
-    def one_agent(key: PRNGKeyArray) -> tuple[Actor, Critic]:
-        actor_key, critic_key = jax.random.split(key)
-        return (
-            Actor(features, spec.max_actions, config.agents, actor_key, coded),
-            Critic(features, config.agents, critic_key, coded),
-        )
-
-    actor, critic = eqx.filter_vmap(one_agent)(jax.random.split(agents_key, spec.num_agents))
-    optimiser = agent_optimiser(config.agents)
-    agents = Agents(
-        actor=actor,
-        critic=critic,
-        slow_critic=critic,
-        optimiser=jax.vmap(optimiser.init)(eqx.filter((actor, critic), eqx.is_array)),
-        return_scale=jnp.ones(spec.num_agents),
+    agents = init_agents(
+        spec.num_agents, model.features_size, spec.max_actions, config.agents, agents_key, norm_first=coded
     )
-    past = None
-    if config.partners.past_share > 0:
-        kept = config.partners.past_kept
-        past = Past(
-            jax.tree.map(lambda x: jnp.repeat(x[None], kept, axis=0) if eqx.is_array(x) else x, actor),
-            jnp.zeros((), jnp.int32),
-        )
+    partners = config.partners
+    past = Past.empty(agents.actor, partners.past_kept) if partners.past_share > 0 else None
     zero = jnp.zeros((), jnp.int32)
     state = State(
         world_model=model,
@@ -148,42 +102,6 @@ def init_memory(state: State, copies: int, config: Config) -> Memory:
     return Memory(hidden, jnp.zeros((copies, agents), jnp.int32))
 
 
-def log_policy(
-    actor: Actor, s: Float[Array, "agents *b s"], mask: Bool[Array, "agents *b actions"]
-) -> Float[Array, "agents *b actions"]:
-    """Every agent's own actor on its own rows."""
-
-    def rows(actor: Actor, s: Array, mask: Array) -> Array:
-        flat = jax.vmap(actor)(s.reshape(-1, s.shape[-1]), mask.reshape(-1, mask.shape[-1]))
-        return flat.reshape(*s.shape[:-1], -1)
-
-    return eqx.filter_vmap(rows)(actor, s, mask)
-
-
-def _draw_players(
-    state: State, player: Int[Array, "copies agents"], first: Bool[Array, " copies"], config: Config, key: PRNGKeyArray
-) -> Int[Array, "copies agents"]:
-    """Where an episode starts, draw who plays: in a share of episodes one side is random or a past self."""
-    partners, sides = config.partners, state.world_model.spec.sides
-    if partners.random_share == 0 and partners.past_share == 0:
-        return player
-    member = np.zeros((len(sides), player.shape[1]), bool)
-    for k, agents in enumerate(sides.values()):
-        member[k, list(agents)] = True
-    kind_key, side_key, past_key = jax.random.split(key, 3)
-    copies = player.shape[:1]
-    kind = jax.random.uniform(kind_key, copies)
-    side = jax.random.randint(side_key, copies, 0, len(sides))
-    other = jnp.where(kind < partners.random_share, 1, 0)
-    if state.past is not None:
-        kept = jnp.minimum(state.past.count, partners.past_kept)
-        snapshot = 2 + jax.random.randint(past_key, copies, 0, jnp.maximum(kept, 1))
-        chosen = (kind >= partners.random_share) & (kind < partners.random_share + partners.past_share)
-        other = jnp.where(chosen & (kept > 0), snapshot, other)
-    drawn = jnp.where(jnp.asarray(member)[side], other[:, None], 0)
-    return jnp.where(first[:, None], drawn, player)
-
-
 def act(
     state: State,
     memory: Memory,
@@ -200,7 +118,7 @@ def act(
     """
     model = state.world_model
     spec = model.spec
-    player_key, encode_key, act_key, random_key = jax.random.split(key, 4)
+    player_key, encode_key, act_key, _random_key = jax.random.split(key, 4)
     copies = here.first.shape[0]
     axes = Hidden.axes(model)
     each = lambda f, i, o: jax.vmap(jax.vmap(f, i, o), i, o)  # noqa: E731
@@ -226,21 +144,14 @@ def act(
     log_probs = swap(log_policy(state.agents.actor, swap(s), swap(mask)))
     player = memory.player
     if collect:
-        player = _draw_players(state, player, jnp.asarray(here.first), config, player_key)
+        sides = spec.sides
+        player = draw_players(state.past, player, jnp.asarray(here.first), sides, config.partners, player_key)
         if state.past is not None:
-            policies = eqx.filter_vmap(log_policy, in_axes=(0, None, None))
-            past = jnp.moveaxis(policies(state.past.actors, swap(s), swap(mask)), 2, 1)  # [kept, copies, agents, a]
-            index = jnp.clip(player - 2, 0)[None, ..., None]
-            log_probs = jnp.where(
-                (player >= 2)[..., None], jnp.take_along_axis(past, index, axis=0)[0], log_probs
-            )
-        at_random = (player == 1) | (state.steps < config.warmup)
+            log_probs = past_log_probs(state.past, player, swap(s), swap(mask), log_probs)
+        at_random = (player == RANDOM) | (state.steps < config.warmup)
         uniform = jnp.where(mask, 0.0, -1e9)
         log_probs = jnp.where(at_random[..., None], uniform, log_probs)
-    if greedy:
-        action = jnp.argmax(log_probs, axis=-1)
-    else:
-        action = sample_index(act_key, log_probs)
+    action = jnp.argmax(log_probs, axis=-1) if greedy else sample_index(act_key, log_probs)
     hidden = each(model.act, (0, 0, 0, axes), axes)(z, action, focal, hidden)
     return action, Memory(hidden, player)
 
@@ -279,9 +190,7 @@ def train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[
     )
     focal = jnp.repeat(jnp.arange(spec.num_agents), share)
     batch = sequences(state.replay, age.reshape(-1), copy.reshape(-1), focal, length)
-    (loss, parts), grads = eqx.filter_value_and_grad(world_model_loss, has_aux=True)(
-        state.world_model, batch, loss_key
-    )
+    (loss, parts), grads = eqx.filter_value_and_grad(world_model_loss, has_aux=True)(state.world_model, batch, loss_key)
     updates, optimiser = world_model_optimiser(config.world_model).update(grads, state.optimiser)
     model = eqx.apply_updates(state.world_model, updates)
     state = eqx.tree_at(
@@ -308,61 +217,10 @@ def train_agents(state: State, key: PRNGKeyArray, config: Config) -> tuple[State
 
     everyone = jnp.arange(spec.num_agents)
     context = jax.vmap(contexts)(everyone, jax.random.split(start_key, spec.num_agents))
-    imagined = dream(
-        model, lambda s, mask: log_policy(agents.actor, s, mask), context, settings.horizon, dream_key
-    )
-    imagined = jax.lax.stop_gradient(imagined)
+    imagined = dream(model, lambda s, mask: log_policy(agents.actor, s, mask), context, settings.horizon, dream_key)
     count = state.agents_updates + 1
-
-    def loss(nets: tuple[Actor, Critic], slow: Critic, d: Any, scale: Array) -> tuple[Array, tuple[Array, dict]]:
-        actor, critic = nets
-        value = lambda c, s: two_hot_values(c, s)  # noqa: E731
-        values = jax.lax.stop_gradient(value(critic, d.features))
-        returns = jax.vmap(lambda r, c, v: lambda_returns(r, c, v, settings.gamma, settings.lam))(
-            d.reward, d.cont, values[:, 1:]
-        )
-        scale = settings.return_ema * scale + (1 - settings.return_ema) * return_range(returns)
-        unbiased = scale / (1 - settings.return_ema**count)
-        advantage = (returns - values[:, :-1]) / jnp.maximum(1.0, unbiased)
-        weight = jnp.cumprod(jnp.concatenate([jnp.ones_like(d.cont[:, :1]), d.cont[:, :-1]], axis=1), axis=1)
-        s = d.features[:, :-1]
-        log_probs = jax.vmap(jax.vmap(actor))(s, d.mask)
-        policy, entropy = actor_loss(log_probs, d.action, advantage, weight, settings.entropy)
-        logits = jax.vmap(jax.vmap(critic))(s)
-        regression = critic_loss(
-            logits, returns, value(slow, s), weight, critic.places, settings.critic_ema_weight
-        )
-        metrics = {
-            "actor_loss": policy,
-            "critic_loss": regression,
-            "entropy": entropy,
-            "imagined_reward": jnp.mean(d.reward),
-            "value": jnp.mean(values),
-            "return_scale": unbiased,
-        }
-        return policy + regression, (scale, metrics)
-
-    def one_agent(actor: Actor, critic: Critic, slow: Critic, optimiser: Any, d: Any, scale: Array) -> Any:
-        nets = (actor, critic)
-        (_, (scale, metrics)), grads = eqx.filter_value_and_grad(loss, has_aux=True)(nets, slow, d, scale)
-        updates, optimiser = agent_optimiser(settings).update(grads, optimiser)
-        actor, critic = eqx.apply_updates(nets, updates)
-        slow = jax.tree.map(
-            lambda a, b: settings.critic_ema * a + (1 - settings.critic_ema) * b if eqx.is_array(a) else a,
-            slow,
-            critic,
-        )
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        return (actor, critic, slow, optimiser, scale), metrics
-
-    trained, metrics = eqx.filter_vmap(one_agent)(
-        agents.actor, agents.critic, agents.slow_critic, agents.optimiser, imagined, agents.return_scale
-    )
-    return eqx.tree_at(lambda s: (s.agents, s.agents_updates), state, (Agents(*trained), count)), metrics
-
-
-def two_hot_values(critic: Critic, s: Float[Array, "starts time s"]) -> Float[Array, "starts time"]:
-    return jax.vmap(jax.vmap(critic.value))(s)
+    trained, metrics = improve(agents, imagined, count, settings)
+    return eqx.tree_at(lambda s: (s.agents, s.agents_updates), state, (trained, count)), metrics
 
 
 def add_metrics(total: Any, more: Any) -> Any:
@@ -399,19 +257,7 @@ def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metr
             metrics[f"agent/{agent}/{name}"] = (total[i], agents_due)
     state = eqx.tree_at(lambda s: s.due_from, state, state.steps)
     if state.past is not None:
-        state = eqx.tree_at(lambda s: s.past, state, _snapshot(state, config))
+        trained = state.agents_updates > 0
+        past = snapshot(state.past, state.agents.actor, state.steps, trained, config.partners)
+        state = eqx.tree_at(lambda s: s.past, state, past)
     return state, metrics
-
-
-def _snapshot(state: State, config: Config) -> Past:
-    """Every `past_every` steps the current actors take the place of the oldest snapshot."""
-    past = state.past
-    assert past is not None
-    due = (state.steps // config.partners.past_every > past.count) & (state.agents_updates > 0)
-    slot = past.count % config.partners.past_kept
-    actors = jax.tree.map(
-        lambda old, new: jnp.where(due, old.at[slot].set(new), old) if eqx.is_array(old) else old,
-        past.actors,
-        state.agents.actor,
-    )
-    return Past(actors, past.count + due)

@@ -88,17 +88,17 @@ def _sequences(steps: list[TimeStep], actions: list[Any], agents: int) -> Sequen
     after = lambda x: np.concatenate([x[:, 1:], np.zeros_like(x[:, :1])], axis=1)  # noqa: E731
     each = lambda x: np.moveaxis(x, 2, 1).reshape(episodes * agents, time, *x.shape[3:])  # noqa: E731
     shared = lambda x: np.repeat(x, agents, axis=0)  # noqa: E731
-    sequence = Sequence(
-        obs=each(stack.obs),
-        mask=each(stack.mask),
-        action=shared(action),
-        reward=each(after(stack.reward)),
-        terminal=each(after(stack.terminal)),
-        acting=shared(acting),
-        first=shared(stack.first),
-        focal=np.tile(np.arange(agents), episodes),
+    x = jnp.asarray
+    return Sequence(
+        obs=x(each(stack.obs)),
+        mask=x(each(stack.mask)),
+        action=x(shared(action)),
+        reward=x(each(after(stack.reward))),
+        terminal=x(each(after(stack.terminal))),
+        acting=x(shared(acting)),
+        first=x(shared(stack.first)),
+        focal=x(np.tile(np.arange(agents), episodes)),
     )
-    return jax.tree.map(jnp.asarray, sequence)
 
 
 def _one_step(model: WorldModel, s: Sequence, key: PRNGKeyArray) -> dict[str, Array]:
@@ -178,7 +178,8 @@ def measure(
     """Measure the agents' world model on fresh episodes of `player` (all agents), described as `play`.
 
     `large_reward`: a step counts as having a reward if its absolute value is above this (5 for a catch in
-    `simple_tag`, where leaving the arena costs little by little). The open-loop error starts after the context that imagination gets, and is NaN where no episode is long enough.
+    `simple_tag`, where leaving the arena costs little by little). The open-loop error starts after the context that
+    imagination gets, and is NaN where no episode is long enough.
     """
     model, spec, context = agents.state.world_model, agents.spec, agents.config.agents.context
     env = as_host(agents.make_env(episodes), episodes)
@@ -201,7 +202,9 @@ def measure(
 
     def ratio(members: tuple[int, ...]) -> float:
         steps = large & np.isin(focal, members)[:, None]
-        return float((got["reward"] * np.sign(real))[steps].sum() / np.abs(real[steps]).sum()) if steps.any() else math.nan
+        return (
+            float((got["reward"] * np.sign(real))[steps].sum() / np.abs(real[steps]).sum()) if steps.any() else math.nan
+        )
 
     by_horizon = still_by_horizon = (math.nan,)
     whole = acts[:, : context - 1 + horizon].all(axis=1) & (acts.shape[1] >= context - 1 + horizon)

@@ -172,9 +172,7 @@ def _rotate(x: Float[Array, "heads head"], position: Int[Array, ""]) -> Float[Ar
     half = x.shape[-1] // 2
     angle = position * 10_000.0 ** (-jnp.arange(half) / half)
     a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate(
-        [a * jnp.cos(angle) - b * jnp.sin(angle), b * jnp.cos(angle) + a * jnp.sin(angle)], axis=-1
-    )
+    return jnp.concatenate([a * jnp.cos(angle) - b * jnp.sin(angle), b * jnp.cos(angle) + a * jnp.sin(angle)], axis=-1)
 
 
 class Block(eqx.Module):

@@ -51,9 +51,7 @@ class Bar:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         if self._live:
             self._live.stop()
 
@@ -90,8 +88,7 @@ class Bar:
         left = max(self._total - done, 0) / self._speed if self._speed else 0.0
         self.say(
             f"{self._title}: {done:,}/{self._total:,} {self._unit}, {speed}, "
-            f"{clock(now - self._began)} elapsed, {clock(left)} left"
-            + (f", {self._note}" if self._note else "")
+            f"{clock(now - self._began)} elapsed, {clock(left)} left" + (f", {self._note}" if self._note else "")
         )
 
 

@@ -124,7 +124,11 @@ def sample_starts(
 
 
 def sequences(
-    replay: Replay, age: Int[Array, " count"], copy: Int[Array, " count"], focal: Int[Array, " count"], length: int
+    replay: Replay,
+    age: Int[Array, " count"],
+    copy: Int[Array, " count"],
+    focal: Int[Array, " count"],
+    length: int,
 ) -> Sequence:
     """Windows of `length` rows that begin `age` rows ago. Rows older than the oldest kept are marked `acting`
     false and belong to an episode of their own."""
@@ -135,10 +139,7 @@ def sequences(
         kept = ages < replay.filled
         oldest = ages == replay.filled - 1
         acting = replay.acting[rows, copy] & kept[:, None]
-        if replay.mask is None:
-            mask = jnp.ones((length, 0), bool)
-        else:
-            mask = replay.mask[rows, copy, focal]
+        mask = jnp.ones((length, 0), bool) if replay.mask is None else replay.mask[rows, copy, focal]
         return Sequence(
             obs=replay.obs[rows, copy, focal],
             mask=mask,

@@ -106,7 +106,11 @@ class Categorical(eqx.Module):
         return unimix(self.dynamics(h).reshape(self.groups, self.classes), self.unimix)
 
     def next(
-        self, prior: Float[Array, "groups classes"], z: Float[Array, " z"], valid: Bool[Array, " size"], key: PRNGKeyArray
+        self,
+        prior: Float[Array, "groups classes"],
+        z: Float[Array, " z"],
+        valid: Bool[Array, " size"],
+        key: PRNGKeyArray,
     ) -> Float[Array, " z"]:
         """A sample of z_{t+1}."""
         return sample_onehot(key, prior, self.gradient).reshape(-1)
@@ -211,7 +215,11 @@ class Change(eqx.Module):
         return self.dynamics(jnp.concatenate([h, self._contacts(z)])).reshape(self.size, self.bins)
 
     def next(
-        self, prior: Float[Array, "size bins"], z: Float[Array, " size"], valid: Bool[Array, " size"], key: PRNGKeyArray
+        self,
+        prior: Float[Array, "size bins"],
+        z: Float[Array, " size"],
+        valid: Bool[Array, " size"],
+        key: PRNGKeyArray,
     ) -> Float[Array, " size"]:
         change = jnp.asarray(self._bins)[sample_index(key, prior)]
         return z + jnp.where(valid, change, 0.0)

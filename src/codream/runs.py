@@ -161,9 +161,7 @@ def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEn
     except UnknownEnvironment:
         raise
     except (TypeError, ValueError) as err:
-        raise ConfigError(
-            f"the environment {config.env if env is None else env} cannot be used: {err}"
-        ) from err
+        raise ConfigError(f"the environment {config.env if env is None else env} cannot be used: {err}") from err
 
 
 # ------------------------------------------------------------------------------------------ what it ran on

@@ -72,9 +72,7 @@ def train(
         run = Run.open(resume, root)
         config = config or run.config
         if run.about["environment"]["by_object"] and env is None:
-            raise RunError(
-                f"{run.path} was trained on an environment given as an object; pass it again: env=…"
-            )
+            raise RunError(f"{run.path} was trained on an environment given as an object; pass it again: env=…")
     made, config = _environment(config, env)
     driver = driver_for(made, config)
     try:
@@ -98,9 +96,7 @@ def _environment(config: Config, env: Any) -> tuple[HostEnv | GraphEnv, Config]:
     if env is not None:
         config = dataclasses.replace(config, env=made.spec.name)
     if isinstance(made, HostEnv) and made.num_envs != config.num_envs:
-        raise ConfigError(
-            f"num_envs is {config.num_envs}, but the given environment has {made.num_envs} copies"
-        )
+        raise ConfigError(f"num_envs is {config.num_envs}, but the given environment has {made.num_envs} copies")
     return made, config.resolve(made.spec)
 
 
@@ -151,10 +147,7 @@ def _flat(config: Config) -> dict[str, Any]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            flat |= {
-                f"{field.name}.{inner.name}": getattr(value, inner.name)
-                for inner in dataclasses.fields(value)
-            }
+            flat |= {f"{field.name}.{inner.name}": getattr(value, inner.name) for inner in dataclasses.fields(value)}
         else:
             flat[field.name] = value
     return flat

@@ -50,9 +50,7 @@ def choose(runner: Runner, config: Config) -> Choice:
     return Choice(action, memory, jax.random.split(env_key, len(action)), update_key, key)
 
 
-def learn(
-    runner: Runner, choice: Choice, there: TimeStep, env_state: Any, config: Config
-) -> tuple[Runner, Metrics]:
+def learn(runner: Runner, choice: Choice, there: TimeStep, env_state: Any, config: Config) -> tuple[Runner, Metrics]:
     """Observe the step that was taken, then make every update that is due."""
     state = matwm.observe(runner.state, runner.here, choice.action, there)
     state, metrics = matwm.update(state, choice.update_key, config)
@@ -66,9 +64,7 @@ def learn(
     return Runner(state, choice.memory, there, env_state, total, choice.key), metrics
 
 
-def _start(
-    key: PRNGKeyArray, spec: EnvSpec, config: Config
-) -> tuple[State, Memory, Float[Array, "copies agents"]]:
+def _start(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> tuple[State, Memory, Float[Array, "copies agents"]]:
     state = matwm.init(key, spec, config)
     memory = matwm.init_memory(state, config.num_envs, config)
     return state, memory, jnp.zeros((config.num_envs, spec.num_agents))
@@ -101,9 +97,7 @@ class HostDriver:
         With a new environment `runner` must be `whole`: its copies are reset, as they would have been anyway.
         """
         if self._resting and not self.whole(runner):
-            raise ValueError(
-                "a run on a host environment can only go on from where all its copies' episodes end"
-            )
+            raise ValueError("a run on a host environment can only go on from where all its copies' episodes end")
         choice = self._choose(runner)
         seeds = np.asarray(self._seeds(choice.env_keys))
         there = self.env.reset(seeds) if self._resting else self.env.step(np.asarray(choice.action), seeds)
@@ -160,9 +154,7 @@ class GraphDriver:
     def _begin(self, key: PRNGKeyArray) -> Runner:
         init_key, env_key, key = jax.random.split(key, 3)
         state, memory, returns = _start(init_key, self.spec, self.config)
-        env_state, here = eqx.filter_jit(jax.vmap(self.env.reset))(
-            jax.random.split(env_key, self.config.num_envs)
-        )
+        env_state, here = eqx.filter_jit(jax.vmap(self.env.reset))(jax.random.split(env_key, self.config.num_envs))
         return Runner(state, memory, here, env_state, returns, key)
 
     def start(self, key: PRNGKeyArray) -> Runner:

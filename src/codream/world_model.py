@@ -151,9 +151,7 @@ class WorldModel(eqx.Module):
         s = jnp.concatenate([self.representation.seen(z), hidden.h, jnp.exp(log_probs).reshape(-1)])
         return s, Hidden(hidden.h, hidden.dynamics, cache)
 
-    def act(
-        self, z: Float[Array, " z"], action: Int[Array, ""], focal: Int[Array, ""], hidden: Hidden
-    ) -> Hidden:
+    def act(self, z: Float[Array, " z"], action: Int[Array, ""], focal: Int[Array, ""], hidden: Hidden) -> Hidden:
         """The memory after (z_t, a_t): h_t."""
         h, cache = self.transformer.step(self.mix(z, action, focal), hidden.dynamics)
         return Hidden(h, cache, hidden.team)
@@ -166,7 +164,12 @@ class WorldModel(eqx.Module):
         return self.reward(x), self.cont(x)[0]
 
     def imagine(
-        self, z: Float[Array, " z"], action: Int[Array, ""], focal: Int[Array, ""], hidden: Hidden, key: PRNGKeyArray
+        self,
+        z: Float[Array, " z"],
+        action: Int[Array, ""],
+        focal: Int[Array, ""],
+        hidden: Hidden,
+        key: PRNGKeyArray,
     ) -> tuple[Float[Array, " z"], Float[Array, ""], Float[Array, ""], Hidden]:
         """One imagined step: z_{t+1} ~ p, mean reward, probability of continuing, memory."""
         hidden = self.act(z, action, focal, hidden)
@@ -183,9 +186,7 @@ def _mean(x: Float[Array, "batch time"], where: Bool[Array, "batch time"]) -> Fl
     return jnp.sum(jnp.where(where, x, 0.0)) / jnp.maximum(jnp.sum(where), 1)
 
 
-def world_model_loss(
-    model: WorldModel, batch: Sequence, key: PRNGKeyArray
-) -> tuple[Float[Array, ""], LossParts]:
+def world_model_loss(model: WorldModel, batch: Sequence, key: PRNGKeyArray) -> tuple[Float[Array, ""], LossParts]:
     """L = rec + rew + con + team + β₁ (mask + dyn) + β₂ rep, and its parts before weighting (SPEC: loss).
 
     Every part is averaged over its valid places: all observations for rec and mask; steps that an agent took

@@ -40,9 +40,7 @@ class Probe:
         terminal: tuple[int, ...] = (),
         has_mask: bool = False,
     ):
-        self.spec = EnvSpec(
-            type(self).__name__, agents, tuple((size,) for size in obs_sizes), num_actions, has_mask
-        )
+        self.spec = EnvSpec(type(self).__name__, agents, tuple((size,) for size in obs_sizes), num_actions, has_mask)
         self.length, self.stop = length, stop
         self.terminal = np.isin(np.arange(len(agents)), terminal)
 
@@ -76,9 +74,7 @@ class Probe:
         none = jnp.zeros(self.spec.num_agents)
         return state, self._answer(state, none, none.astype(bool), True)
 
-    def step(
-        self, key: PRNGKeyArray, state: ProbeState, actions: Int[Array, " agents"]
-    ) -> tuple[ProbeState, TimeStep]:
+    def step(self, key: PRNGKeyArray, state: ProbeState, actions: Int[Array, " agents"]) -> tuple[ProbeState, TimeStep]:
         def advance() -> tuple[ProbeState, TimeStep]:
             cue_key, stop_key = jax.random.split(key)
             was = self.playing(state)

@@ -95,9 +95,7 @@ def test_critic_loss_is_regression_to_the_returns_and_to_the_average():
         jnp.arange(4.0),
         jnp.array([1.0, 1.0, 0.5, 0.0]),
     )
-    expected = jnp.mean(
-        weight * (two_hot_loss(logits, returns, bins) + 0.3 * two_hot_loss(logits, slow, bins))
-    )
+    expected = jnp.mean(weight * (two_hot_loss(logits, returns, bins) + 0.3 * two_hot_loss(logits, slow, bins)))
     args = (logits, returns, slow, weight, bins)
     np.testing.assert_allclose(critic_loss(*args, 0.3), expected, rtol=1e-6)
     to_targets = jax.grad(critic_loss, argnums=(1, 2))(*args, 0.3)

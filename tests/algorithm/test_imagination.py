@@ -25,9 +25,7 @@ HORIZON = 3
 def by_context(model, contexts):
     """Features at the last step of each context, and h."""
     axes = Hidden.axes(model)
-    z, hidden = jax.vmap(from_context, in_axes=(None, 0, None, None), out_axes=(0, axes))(
-        model, contexts, 1, KEY
-    )
+    z, hidden = jax.vmap(from_context, in_axes=(None, 0, None, None), out_axes=(0, axes))(model, contexts, 1, KEY)
     s, _ = jax.vmap(model.features, in_axes=(0, 0, axes), out_axes=(0, axes))(z, contexts.focal, hidden)
     return s, hidden.h
 
@@ -127,9 +125,7 @@ def certain(model):
 def model(game):
     """With heads that say something, and a random mask head."""
     heads = lambda m: (m.reward.out.weight, m.cont.out.weight)  # noqa: E731
-    return eqx.tree_at(
-        heads, game.state.world_model, replace_fn=lambda w: 0.5 * jax.random.normal(KEY, w.shape)
-    )
+    return eqx.tree_at(heads, game.state.world_model, replace_fn=lambda w: 0.5 * jax.random.normal(KEY, w.shape))
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +147,9 @@ def test_all_agents_in_one_batch_equal_each_alone(model, contexts):
             one = jax.tree.map(lambda x, a=agent, s=start: x[a : a + 1, s : s + 1], contexts)
             alone = dreamt(sure, favourite, one, jax.random.key(99))
             for field in ("action", "mask"):
-                np.testing.assert_array_equal(
-                    getattr(alone, field)[0, 0], getattr(together, field)[agent, start]
-                )
+                np.testing.assert_array_equal(getattr(alone, field)[0, 0], getattr(together, field)[agent, start])
             for field in ("features", "latent", "reward", "cont"):
-                np.testing.assert_allclose(
-                    getattr(alone, field)[0, 0], getattr(together, field)[agent, start], **CLOSE
-                )
+                np.testing.assert_allclose(getattr(alone, field)[0, 0], getattr(together, field)[agent, start], **CLOSE)
 
 
 def test_a_dream_equals_a_python_loop_of_its_steps(model, contexts):
@@ -235,7 +227,5 @@ def test_a_world_model_update_changes_what_every_agent_imagines(game, contexts):
         assert (before.reward[agent] != behind.reward[agent]).any()
     moments = [x for x in jax.tree.leaves(after.optimiser) if x.ndim > 0]
     weights = jax.tree.leaves(eqx.filter(after.world_model, eqx.is_array))
-    assert sorted(x.shape for x in moments) == sorted(
-        2 * [w.shape for w in weights]
-    )  # Adam's two, of one model
+    assert sorted(x.shape for x in moments) == sorted(2 * [w.shape for w in weights])  # Adam's two, of one model
     assert int(after.world_model_updates) == int(game.state.world_model_updates) + 1

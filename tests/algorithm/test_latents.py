@@ -105,9 +105,7 @@ def test_a_sample_is_a_hard_one_hot(gradient):
     samples = jax.vmap(lambda key: sample_onehot(key, unimix(LOGITS, 0.01), gradient))(
         jax.random.split(jax.random.key(3), 4000)
     )
-    np.testing.assert_allclose(
-        np.sort(samples, axis=-1), np.broadcast_to([0.0, 0, 1], samples.shape), atol=1e-6
-    )
+    np.testing.assert_allclose(np.sort(samples, axis=-1), np.broadcast_to([0.0, 0, 1], samples.shape), atol=1e-6)
     np.testing.assert_allclose(samples.mean(0), jnp.exp(unimix(LOGITS, 0.01)), atol=0.03)
 
 

@@ -10,6 +10,7 @@ from tiny import tiny
 
 from codream import matwm
 from codream.envs import TimeStep
+from codream.players import draw_players, snapshot
 from codream.training import GraphDriver
 
 KEY = jax.random.key(0)
@@ -110,17 +111,17 @@ def test_after_warm_up_current_past_and_random_policies_play_their_shares(acted)
 def test_players_change_only_where_an_episode_starts(config, state):
     before = jnp.tile(jnp.array([0, 0, 1]), (COPIES, 1))
     first = jnp.arange(COPIES) < COPIES // 2
-    after = matwm._draw_players(state, before, first, config, KEY)
+    after = draw_players(state.past, before, first, SPEC.sides, config.partners, KEY)
     np.testing.assert_array_equal(after[COPIES // 2 :], before[COPIES // 2 :])
     assert (after[: COPIES // 2] != before[: COPIES // 2]).any()
     off = tiny(SPEC, {"latent": "change"})
-    np.testing.assert_array_equal(matwm._draw_players(state, before, first, off, KEY), before)
+    np.testing.assert_array_equal(draw_players(state.past, before, first, SPEC.sides, off.partners, KEY), before)
 
 
 def test_before_the_first_snapshot_nobody_plays_a_past_self(config, state):
     young = eqx.tree_at(lambda s: s.past.count, state, jnp.asarray(0))
     first = jnp.ones(COPIES, bool)
-    player = matwm._draw_players(young, jnp.zeros((COPIES, 3), int), first, config, KEY)
+    player = draw_players(young.past, jnp.zeros((COPIES, 3), int), first, SPEC.sides, config.partners, KEY)
     assert set(np.unique(player)) == {0, 1}
 
 
@@ -132,9 +133,7 @@ def test_evaluation_plays_current_policies_only_and_greedily_if_asked(config, st
         (jnp.zeros((3, 4)).at[:, 1].set(0.3), 0 * state.agents.actor.net.out.weight, jnp.asarray(0)),
     )
     act = lambda **options: eqx.filter_jit(  # noqa: E731
-        lambda s: matwm.act(
-            s, matwm.init_memory(s, COPIES, config), here, KEY, config, collect=False, **options
-        )
+        lambda s: matwm.act(s, matwm.init_memory(s, COPIES, config), here, KEY, config, collect=False, **options)
     )(prefers)
     greedy, memory = act(greedy=True)
     assert (np.asarray(greedy) == 1).all()
@@ -144,20 +143,25 @@ def test_evaluation_plays_current_policies_only_and_greedily_if_asked(config, st
     np.testing.assert_allclose(frequencies(sampled[1::2, 0])[:3], expected, atol=0.1)
 
 
+def taken(state, config):
+    trained = state.agents_updates > 0
+    return snapshot(state.past, state.agents.actor, state.steps, trained, config.partners)
+
+
 def test_snapshots_take_turns(config, state):
     marked = lambda value: eqx.tree_at(  # noqa: E731
         lambda s: s.agents.actor.net.out.bias, state, jnp.full((3, 4), value)
     )
     kept = lambda past: np.asarray(past.actors.net.out.bias[:, 0, 0]).tolist()  # noqa: E731
     trained = eqx.tree_at(lambda s: s.agents_updates, marked(5.0), jnp.asarray(1))
-    past = matwm._snapshot(trained, config)  # 100 steps at one snapshot per 50: two were taken
+    past = taken(trained, config)  # 100 steps at one snapshot per 50: two were taken
     assert int(past.count) == 2
     later = eqx.tree_at(lambda s: s.steps, trained, jnp.asarray(150))
-    past = matwm._snapshot(later, config)
+    past = taken(later, config)
     assert int(past.count) == 3
     assert kept(past) == [5.0, kept(state.past)[1]]
     untrained = eqx.tree_at(lambda s: s.agents_updates, later, jnp.asarray(0))
-    assert int(matwm._snapshot(untrained, config).count) == 2
+    assert int(taken(untrained, config).count) == 2
 
 
 # ------------------------------------------------------------------------------------------ updates due
@@ -288,9 +292,7 @@ def test_every_agent_gives_an_equal_share_of_a_batch(game, monkeypatch):
     """Drawn with the configured decay, or with none if replay is to be uniform."""
     asked = []
     real = matwm.sample_recent
-    monkeypatch.setattr(
-        matwm, "sample_recent", lambda replay, *args: (asked.append(args[:3]), real(replay, *args))[1]
-    )
+    monkeypatch.setattr(matwm, "sample_recent", lambda replay, *args: (asked.append(args[:3]), real(replay, *args))[1])
     uniform = dataclasses.replace(game.config, replay=dataclasses.replace(game.config.replay, uniform=True))
     for config in (game.config, uniform):
         eqx.filter_eval_shape(matwm.train_world_model, game.state, KEY, config)

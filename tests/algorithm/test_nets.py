@@ -70,9 +70,7 @@ def test_a_ring_shorter_than_the_sequence_is_a_sliding_window():
         np.testing.assert_allclose(got[t], window[-1], **CLOSE)
 
 
-@pytest.mark.parametrize(
-    "valid", [VALID, VALID.at[1].set(False).at[5].set(False)], ids=["all", "some invalid"]
-)
+@pytest.mark.parametrize("valid", [VALID, VALID.at[1].set(False).at[5].set(False)], ids=["all", "some invalid"])
 def test_stepping_on_from_a_prefill_equals_the_full_pass(transformer, valid):
     expected, _ = full(transformer, X, SEGMENT, valid)
     start = 7
@@ -150,9 +148,7 @@ def test_double_is_a_transposed_convolution():
     layer = linear(4, 16 * 2, jax.random.key(9))
     got = _double(x, layer)
     kernel = kernel_of(layer.weight, 2).transpose(0, 1, 3, 2)  # [4, 4, in, out]
-    expected = jax.lax.conv_transpose(
-        x[None], kernel[::-1, ::-1], (2, 2), ((2, 2), (2, 2)), dimension_numbers=DIMS
-    )
+    expected = jax.lax.conv_transpose(x[None], kernel[::-1, ::-1], (2, 2), ((2, 2), (2, 2)), dimension_numbers=DIMS)
     assert got.shape == (6, 10, 2)
     np.testing.assert_allclose(got, expected[0], **CLOSE)
 

@@ -129,9 +129,7 @@ def test_a_batch_is_shared_out_equally(agents, batch):
 def test_the_latent_follows_the_observations():
     assert preset("small").resolve(team(2)).world_model.latent == "change"
     assert preset("small").resolve(team(2, image=True)).world_model.latent == "categorical"
-    vectors_only = dataclasses.replace(
-        Config(), world_model=dataclasses.replace(Config().world_model, latent="change")
-    )
+    vectors_only = dataclasses.replace(Config(), world_model=dataclasses.replace(Config().world_model, latent="change"))
     with pytest.raises(ConfigError, match=r"predicts vectors, but team has images of shape \(64, 64, 3\)"):
         vectors_only.resolve(team(2, image=True))
 
@@ -187,9 +185,7 @@ def test_a_value_out_of_range_says_its_range(path):
 
 def test_shares_of_partners_are_at_most_everything():
     with pytest.raises(ConfigError, match=r"at most 1, got 0\.6 \+ 0\.6"):
-        dataclasses.replace(
-            Config(), partners=dataclasses.replace(Config().partners, random_share=0.6, past_share=0.6)
-        )
+        dataclasses.replace(Config(), partners=dataclasses.replace(Config().partners, random_share=0.6, past_share=0.6))
 
 
 def test_replay_must_hold_a_sequence():

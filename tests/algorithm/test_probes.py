@@ -50,7 +50,7 @@ def configured(env, world_model=None, agents=None):
 
 
 def trained(env, config, rows, seed=0):
-    """The state after `rows` steps of every copy, with one update of each kind a row, and the last metrics."""
+    """The state after `rows` steps of every copy, one update of each kind a row, and the last metrics."""
     driver = GraphDriver(env, config, chunk=50)
     runner, run = None, driver.run(driver.start(jax.random.key(seed)))
     for _ in range(rows // 50):
@@ -95,7 +95,7 @@ def first_look(state, obs):
     return eqx.filter_vmap(one)(obs, jnp.arange(len(obs)), state.agents.critic)
 
 
-@pytest.mark.parametrize("latent", ["change", "categorical"])
+@pytest.mark.parametrize("latent", [pytest.param("change", marks=pytest.mark.slow), "categorical"])
 def test_values_of_a_constant_reward_tell_a_time_limit_from_a_terminal(latent):
     """A quarter of the steps ends the episode: for agent 0 truly, for the others by the clock.
 
@@ -112,9 +112,7 @@ def test_values_of_a_constant_reward_tell_a_time_limit_from_a_terminal(latent):
     model = state.world_model
     z, _ = model.representation.posterior(jnp.ones(1), jax.random.key(0))
     for i, goes_on in enumerate([0.75, 1.0, 1.0]):
-        _, reward, cont, _ = imagine(
-            model, z, jnp.asarray(0), jnp.asarray(i), model.empty(4), jax.random.key(1)
-        )
+        _, reward, cont, _ = imagine(model, z, jnp.asarray(0), jnp.asarray(i), model.empty(4), jax.random.key(1))
         np.testing.assert_allclose(reward, 1.0, atol=0.1)
         np.testing.assert_allclose(cont, goes_on, atol=0.1)
 
@@ -129,14 +127,15 @@ def looks(left, right):
 def test_following_another_needs_the_prediction_of_it():
     """The leader shows whether two signs differ; a linear actor can follow only by p̂ (see the probe)."""
     env = OtherActs()
-    linear_actor = {"layers": 0, "gamma": 0.5, "horizon": 2, "lr": 1e-2}
+    linear_actor = {"layers": 0, "gamma": 0.5, "horizon": 2, "entropy": 0.1}
     config = configured(env, agents=linear_actor)
-    state, _ = trained(env, config, 700)
+    state, means = trained(env, config, 1000)
     for left, right in SIGNS:
-        values, p = first_look(state, looks(left, right))
-        differ = int(left != right)
-        assert p[0, 0, differ] > 0.8, "the leader's deterministic policy is found"
-        assert values[0] > 1.4  # the best is 1 / (1 − ½) = 2; without a clue it is 1
+        _, p = first_look(state, looks(left, right))
+        assert p[0, 0, int(left != right)] > 0.85, "the leader's deterministic policy is found"
+    assert means["world_model/team_accuracy"] > 0.9  # guessing has ½
+    # The best is 1 / (1 − ½) = 2; without a clue it is 1.
+    assert means["agent/follower/value"] > 1.6
     reward = played(env, config, state)
     assert reward[1] > 0.95
     assert reward[0] > 0.9

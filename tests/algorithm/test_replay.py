@@ -202,9 +202,7 @@ def test_weights_that_underflow_still_draw_what_is_free():
 def test_starts_are_uniform_over_the_steps_on_which_the_agent_acted():
     replay = Replay.empty(SPEC, 8, 2)
     acting = jax.random.bernoulli(jax.random.key(7), 0.6, replay.acting.shape)
-    replay = eqx.tree_at(
-        lambda r: (r.acting, r.next, r.filled), replay, (acting, jnp.asarray(3), jnp.asarray(7))
-    )
+    replay = eqx.tree_at(lambda r: (r.acting, r.next, r.filled), replay, (acting, jnp.asarray(3), jnp.asarray(7)))
     for agent in (0, 1):
         age, copy = eqx.filter_jit(sample_starts)(replay, jnp.asarray(agent), 20_000, jax.random.key(8))
         ages, copies = np.meshgrid(np.arange(8), np.arange(2), indexing="ij")
@@ -225,9 +223,7 @@ def test_the_cost_of_a_sample_is_that_of_its_arrays():
     """No loop over the buffer: the program is the same for any number of rows, and loops only over draws."""
 
     def loops(rows):
-        jaxpr = jax.make_jaxpr(lambda r, key: sample_recent(r, 4, 5, 0.9, key))(
-            ring(rows, 2, rows), jax.random.key(0)
-        )
+        jaxpr = jax.make_jaxpr(lambda r, key: sample_recent(r, 4, 5, 0.9, key))(ring(rows, 2, rows), jax.random.key(0))
         scans = [eqn.params["length"] for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
         return len(str(jaxpr).splitlines()), scans
 

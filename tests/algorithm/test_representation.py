@@ -63,9 +63,7 @@ def test_reconstruction_loss_is_the_squared_error_after_symlog(categorical):
 def test_the_dynamics_gradient_stops_on_the_posterior_side_and_rep_on_the_priors(categorical):
     def losses(prior, posterior):
         normal = jax.nn.log_softmax
-        return categorical.transition_loss(
-            normal(prior), jnp.zeros(16), jnp.zeros(16), normal(posterior), VALID
-        )
+        return categorical.transition_loss(normal(prior), jnp.zeros(16), jnp.zeros(16), normal(posterior), VALID)
 
     k1, k2 = jax.random.split(KEY)
     sides = 3 * jax.random.normal(k1, (4, 4)), 3 * jax.random.normal(k2, (4, 4))

@@ -175,9 +175,7 @@ def test_others_that_do_not_act_are_not_predicted(change):
     assert after["team"] == before["team"]
     zero = eqx.tree_at(lambda m: m.team.out.weight, change, replace_fn=jnp.zeros_like)
     # ln 2 + ln 3 + ln 4 are asked twice each, ln 4 of focal agent 0 no more.
-    np.testing.assert_allclose(
-        loss_of(zero, gone, KEY)[1]["team"], (2 * np.log(24) - np.log(4)) / 3, rtol=1e-5
-    )
+    np.testing.assert_allclose(loss_of(zero, gone, KEY)[1]["team"], (2 * np.log(24) - np.log(4)) / 3, rtol=1e-5)
 
 
 def test_a_time_limit_keeps_continuing_as_target_and_a_terminal_does_not():

@@ -101,10 +101,7 @@ KINDS = [
 
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(k, id=k.name, marks=[pytest.mark.filterwarnings(text) for text in k.filters])
-        for k in KINDS
-    ],
+    params=[pytest.param(k, id=k.name, marks=[pytest.mark.filterwarnings(text) for text in k.filters]) for k in KINDS],
 )
 def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param

@@ -66,9 +66,7 @@ def test_the_same_state_and_actions_give_mpe2s_transition() -> None:
             toward = np.where(rng.random(4) < 0.5, [chase_middle(a.state.p_pos) for a in world.agents], 0)
             actions = np.where(toward > 0, toward, rng.integers(0, 5, 4))
             ts = host.step(actions[None], np.asarray([0]))
-            state, twin_ts = step(
-                jax.random.key(t), dataclasses.replace(state, inner=inner), jnp.asarray(actions)
-            )
+            state, twin_ts = step(jax.random.key(t), dataclasses.replace(state, inner=inner), jnp.asarray(actions))
             np.testing.assert_allclose(twin_ts.obs, ts.obs[0], atol=1e-5)
             np.testing.assert_allclose(twin_ts.reward, ts.reward[0], atol=1e-5)
             for field in ("terminal", "acting", "mask", "first", "last"):
@@ -89,18 +87,14 @@ def test_simple_tag_corrections() -> None:
     landmarks = np.abs(states.inner.p_pos[:, 4:])
     assert 0.88 < landmarks.max() <= 0.9
     assert np.abs(states.inner.p_pos[:, :4]).max() > 0.95
-    np.testing.assert_allclose(
-        ts.obs[:, 0, 4:6], states.inner.p_pos[:, 4] - states.inner.p_pos[:, 0], atol=1e-6
-    )
+    np.testing.assert_allclose(ts.obs[:, 0, 4:6], states.inner.p_pos[:, 4] - states.inner.p_pos[:, 0], atol=1e-6)
     _, ts = rollout(env, 55)
     assert ts.reward.dtype == np.float32
     assert np.argwhere(ts.last[0]).ravel().tolist() == [24, 50]  # 25 steps, a reset, 25 steps
     assert not ts.terminal.any()
     _, ts = rollout(graph("jaxmarl:simple_tag", max_steps=7), 8)
     assert np.argwhere(ts.last[0]).ravel().tolist() == [6]
-    with pytest.raises(
-        ValueError, match=r"num_good_agents=2.*rewards and shapes are wrong.*mpe2:simple_tag_v3"
-    ):
+    with pytest.raises(ValueError, match=r"num_good_agents=2.*rewards and shapes are wrong.*mpe2:simple_tag_v3"):
         make_env("jaxmarl:MPE_simple_tag_v3", num_good_agents=2)
 
 
@@ -230,9 +224,7 @@ def test_one_step_of_a_scan_is_one_step_of_a_loop() -> None:
     keys = jax.random.split(jax.random.key(3), 30)
     actions = jax.random.randint(jax.random.key(4), (30, env.spec.num_agents), 0, 5)
     start, _ = env.reset(jax.random.key(5))
-    _, scanned = jax.jit(
-        lambda: jax.lax.scan(lambda state, x: env.step(x[0], state, x[1]), start, (keys, actions))
-    )()
+    _, scanned = jax.jit(lambda: jax.lax.scan(lambda state, x: env.step(x[0], state, x[1]), start, (keys, actions)))()
     state, step = start, jax.jit(env.step)
     for t in range(30):
         state, ts = step(keys[t], state, actions[t])

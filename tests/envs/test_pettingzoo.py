@@ -287,9 +287,7 @@ def test_objects_that_cannot_be_used() -> None:
         make_env(toys.Toy(), max_cycles=3)
     with pytest.raises(TypeError, match=r"expected an environment's name.*got int"):
         make_env(3)
-    with pytest.raises(
-        TypeError, match=r"expected a PettingZoo ParallelEnv, got SimpleNamespace, which lacks"
-    ):
+    with pytest.raises(TypeError, match=r"expected a PettingZoo ParallelEnv, got SimpleNamespace, which lacks"):
         make_env(lambda: SimpleNamespace(reset=None, step=None))
     with pytest.raises(ValueError, match="num_envs: expected at least 1, got 0"):
         make_env(toys.Toy, num_envs=0)
@@ -321,9 +319,7 @@ def test_pong_is_butterflys_and_really_draws() -> None:
 
 
 def test_unknown_names_list_what_exists_nearest_first() -> None:
-    with pytest.raises(
-        UnknownEnvironment, match=r"'simple_tga'; the nearest: mpe2:simple_tag_v3, .*smax_3m.*object"
-    ):
+    with pytest.raises(UnknownEnvironment, match=r"'simple_tga'; the nearest: mpe2:simple_tag_v3, .*smax_3m.*object"):
         make_env("simple_tga")
     with pytest.raises(UnknownEnvironment, match="families are mpe2, butterfly, jaxmarl"):
         make_env("atari:pong")
@@ -341,9 +337,7 @@ def test_a_family_that_is_not_installed_says_what_to_type(monkeypatch: pytest.Mo
 
 def test_listing_names_imports_nothing_heavy() -> None:
     names = available_envs()
-    assert {"mpe2:simple_tag_v3", "jaxmarl:MPE_simple_tag_v3", "jaxmarl:smax_3m", "jaxmarl:coin_game"} <= set(
-        names
-    )
+    assert {"mpe2:simple_tag_v3", "jaxmarl:MPE_simple_tag_v3", "jaxmarl:smax_3m", "jaxmarl:coin_game"} <= set(names)
     code = (
         "import sys; from codream.envs import available_envs; available_envs();"
         "print([m for m in ('pygame', 'jaxmarl', 'pettingzoo', 'mpe2', 'gymnasium') if m in sys.modules])"

@@ -154,9 +154,7 @@ def test_masks_are_respected_and_random_is_uniform() -> None:
 
 def test_unknown_references_list_those_that_exist() -> None:
     spec = make_env("simple_tag").spec
-    with pytest.raises(
-        ValueError, match=r"no reference 'chsae' for the side 'adversary'.*: chase, random, still"
-    ):
+    with pytest.raises(ValueError, match=r"no reference 'chsae' for the side 'adversary'.*: chase, random, still"):
         reference(spec, "adversary", "chsae")
     with pytest.raises(ValueError, match=r"no side 'prey'; those that exist: adversary, agent"):
         reference(spec, "prey", "random")

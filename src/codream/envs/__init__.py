@@ -197,9 +197,7 @@ def make_env(env: Any, num_envs: int = 1, **kwargs: Any) -> HostEnv | GraphEnv:
     if _is_ours(env):
         _refuse_keywords(env, kwargs)
         if isinstance(env, HostEnv) and num_envs not in (1, env.num_envs):
-            raise ValueError(
-                f"{env.spec.name} has {env.num_envs} copies, but num_envs={num_envs} was asked for"
-            )
+            raise ValueError(f"{env.spec.name} has {env.num_envs} copies, but num_envs={num_envs} was asked for")
         return env
     if hasattr(env, "step_env") and hasattr(env, "get_obs") and not isinstance(env, type):
         from codream.envs.jaxmarl import JaxMARLEnv

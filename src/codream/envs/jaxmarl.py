@@ -107,9 +107,7 @@ class JaxMARLEnv:
         )
         self._image_scale = 255.0 if self.spec.is_image and _unit_interval(env, self._ids[0]) else 1.0
         # Some resets return Python scalars or other dtypes than steps do; branches must agree.
-        stepped, _ = jax.eval_shape(
-            self._transition, key, self._wrap(inner), jnp.zeros(len(agents), jnp.int32)
-        )
+        stepped, _ = jax.eval_shape(self._transition, key, self._wrap(inner), jnp.zeros(len(agents), jnp.int32))
         self._dtypes = jax.tree.map(lambda x: x.dtype, stepped.inner)
 
     def __repr__(self) -> str:
@@ -131,9 +129,7 @@ class JaxMARLEnv:
             last=jnp.asarray(False),
         )
 
-    def step(
-        self, key: PRNGKeyArray, state: GraphState, actions: Int[Array, " agents"]
-    ) -> tuple[GraphState, TimeStep]:
+    def step(self, key: PRNGKeyArray, state: GraphState, actions: Int[Array, " agents"]) -> tuple[GraphState, TimeStep]:
         """Step, or start the next episode if the state's last answer was `last`."""
         return jax.lax.cond(
             state.last,
@@ -203,9 +199,7 @@ class JaxMARLEnv:
         obs, inner, rewards, dones, _ = env.step_env(key, state.inner, by_agent)
         last = jnp.asarray(dones["__all__"], bool)
         if self._family == "mpe":
-            last = last | (
-                inner.step >= env.max_steps
-            )  # JaxMARL compares the step before, and so plays one more
+            last = last | (inner.step >= env.max_steps)  # JaxMARL compares the step before, and so plays one more
         if self._family in _FINISH_ONE_BY_ONE:
             finished = jnp.stack([jnp.asarray(dones[a], bool) for a in ids])
         else:

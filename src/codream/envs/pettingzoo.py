@@ -114,9 +114,7 @@ class PettingZooEnv:
             raise ValueError(f"{self._name}: call reset before step")
         actions = np.asarray(actions)
         if actions.shape != before.acting.shape:
-            raise ValueError(
-                f"expected actions of shape {before.acting.shape} (copies, agents), got {actions.shape}"
-            )
+            raise ValueError(f"expected actions of shape {before.acting.shape} (copies, agents), got {actions.shape}")
         wrong = before.acting & ((actions < 0) | (actions >= np.asarray(self.spec.num_actions)))
         if wrong.any():
             c, i = np.argwhere(wrong)[0]
@@ -205,9 +203,7 @@ class PettingZooEnv:
                 try:
                     rows.reward[c, i] = rewards[agent]
                 except (TypeError, ValueError) as err:
-                    raise self._wrong(
-                        c, f"expected a number as reward of {agent}, got {rewards[agent]!r}"
-                    ) from err
+                    raise self._wrong(c, f"expected a number as reward of {agent}, got {rewards[agent]!r}") from err
             if agent in obs:
                 self._write(rows, c, i, obs[agent], infos)
             elif stays:
@@ -236,9 +232,7 @@ class PettingZooEnv:
             n = self.spec.num_actions[i]
             mask = np.asarray(mask)
             if mask.shape != (n,):
-                raise self._wrong(
-                    c, f"action mask of {self._ids[i]}: expected shape ({n},), got {mask.shape}"
-                )
+                raise self._wrong(c, f"action mask of {self._ids[i]}: expected shape ({n},), got {mask.shape}")
             if mask.any():
                 rows.mask[c, i, :n] = mask.astype(bool)
 
@@ -268,9 +262,7 @@ class PettingZooEnv:
     def _checked_seeds(self, seeds: Int[np.ndarray, " copies"]) -> list[int]:
         seeds = np.asarray(seeds)
         if seeds.shape != (self.num_envs,):
-            raise ValueError(
-                f"expected one seed for each of the {self.num_envs} copies, got shape {seeds.shape}"
-            )
+            raise ValueError(f"expected one seed for each of the {self.num_envs} copies, got shape {seeds.shape}")
         return seeds.tolist()
 
     def _check_agents(self, c: int, live: set[Any], reset: _Rows | None) -> None:
@@ -305,9 +297,7 @@ def _copies(env: Any, num_envs: int, kwargs: dict[str, Any]) -> list[ParallelEnv
         env = env.parallel_env
     if not isinstance(env, type) and hasattr(env, "step") and hasattr(env, "reset"):
         if kwargs:
-            raise TypeError(
-                f"keywords {sorted(kwargs)} need a maker, but {type(env).__name__} is an instance"
-            )
+            raise TypeError(f"keywords {sorted(kwargs)} need a maker, but {type(env).__name__} is an instance")
         made = [env]
         try:
             made += [copying.deepcopy(env) for _ in range(num_envs - 1)]
@@ -319,9 +309,7 @@ def _copies(env: Any, num_envs: int, kwargs: dict[str, Any]) -> list[ParallelEnv
     elif callable(env):
         made = [env(**kwargs) for _ in range(num_envs)]
         if len({id(one) for one in made}) < num_envs:
-            raise TypeError(
-                f"{env!r} returned the same environment twice; it must make a new one at every call"
-            )
+            raise TypeError(f"{env!r} returned the same environment twice; it must make a new one at every call")
     else:
         raise TypeError(
             "expected an environment's name, a PettingZoo environment, or a class or function that makes "
@@ -341,9 +329,7 @@ def _parallel(env: Any) -> ParallelEnv:
                 "only environments in which all agents act at once are supported"
             )
         env = aec_to_parallel(env)
-    missing = [
-        m for m in ("possible_agents", "observation_space", "action_space", "step") if not hasattr(env, m)
-    ]
+    missing = [m for m in ("possible_agents", "observation_space", "action_space", "step") if not hasattr(env, m)]
     if missing:
         raise TypeError(f"expected a PettingZoo ParallelEnv, got {type(env).__name__}, which lacks {missing}")
     return env

@@ -43,11 +43,7 @@ class Random:
     def act(self, timestep: TimeStep, rng: np.random.Generator | PRNGKeyArray) -> Int[_Array, "*b agents"]:
         mask = timestep.mask
         xp = _library(mask)
-        noise = (
-            rng.random(mask.shape)
-            if isinstance(rng, np.random.Generator)
-            else jax.random.uniform(rng, mask.shape)
-        )
+        noise = rng.random(mask.shape) if isinstance(rng, np.random.Generator) else jax.random.uniform(rng, mask.shape)
         return xp.argmax(xp.where(mask, noise, -1.0), axis=-1).astype(xp.int32)
 
 
@@ -146,9 +142,7 @@ def references_for(spec: EnvSpec) -> dict[str, dict[str, Reference]]:
     `random` and `still` exist for every side; simple_tag (of either family) adds `chase` for the adversaries
     and `flee` for the good agents.
     """
-    found: dict[str, dict[str, Reference]] = {
-        side: {"random": Random(), "still": Still()} for side in spec.sides
-    }
+    found: dict[str, dict[str, Reference]] = {side: {"random": Random(), "still": Still()} for side in spec.sides}
     layout = _TagLayout.of(spec)
     if layout is not None:
         found["adversary"]["chase"] = Chase(layout)
@@ -165,9 +159,7 @@ def reference(spec: EnvSpec, side: str, name: str) -> Reference:
     if side not in found:
         raise ValueError(f"{spec.name} has no side {side!r}; {_listed(side, found)}")
     if name not in found[side]:
-        raise ValueError(
-            f"{spec.name} has no reference {name!r} for the side {side!r}; {_listed(name, found[side])}"
-        )
+        raise ValueError(f"{spec.name} has no reference {name!r} for the side {side!r}; {_listed(name, found[side])}")
     return found[side][name]
 
 
@@ -188,9 +180,7 @@ def _first_allowed(mask: Bool[_Array, "*b agents actions"]) -> Int[_Array, "*b a
     return xp.argmax(mask, axis=-1).astype(xp.int32)
 
 
-def _allowed(
-    mask: Bool[_Array, "*b agents actions"], actions: Int[_Array, "*b agents"]
-) -> Int[_Array, "*b agents"]:
+def _allowed(mask: Bool[_Array, "*b agents actions"], actions: Int[_Array, "*b agents"]) -> Int[_Array, "*b agents"]:
     xp = _library(mask)
     fine = xp.take_along_axis(mask, actions[..., None], axis=-1)[..., 0]
     return xp.where(fine, actions, _first_allowed(mask))

@@ -70,14 +70,10 @@ def _assigned(file: Path, variable: str) -> list[str]:
     if not file.exists():
         return []
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == variable for t in node.targets
-        ):
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == variable for t in node.targets):
             value = node.value
             items = value.keys if isinstance(value, ast.Dict) else getattr(value, "elts", [])
-            return [
-                item.value for item in items if isinstance(item, ast.Constant) and isinstance(item.value, str)
-            ]
+            return [item.value for item in items if isinstance(item, ast.Constant) and isinstance(item.value, str)]
     return []
 
 
@@ -86,12 +82,8 @@ def _jaxmarl_names() -> list[str]:
     if folder is None:
         return []
     # Not offered: continuous actions only (MABrax, facmac), other packages', and one that needs a policy.
-    left_out = re.compile(
-        r"ant_|halfcheetah_|hopper_|humanoid_|walker2d_|JaxRobotarium|Learned|MPE_simple_facmac"
-    )
-    registered = [
-        name for name in _assigned(folder / "registration.py", "registered_envs") if not left_out.match(name)
-    ]
+    left_out = re.compile(r"ant_|halfcheetah_|hopper_|humanoid_|walker2d_|JaxRobotarium|Learned|MPE_simple_facmac")
+    registered = [name for name in _assigned(folder / "registration.py", "registered_envs") if not left_out.match(name)]
     maps = _assigned(folder / "environments" / "smax" / "smax_env.py", "MAP_NAME_TO_SCENARIO")
     return registered + [f"smax_{name}" for name in maps]
 
@@ -160,9 +152,7 @@ def _resolve(name: str) -> tuple[str, str]:
         if same:
             return family, max(same, key=_version)
     if asked_family and not _FAMILIES[asked_family].names():
-        raise ModuleNotFoundError(
-            f"{name}: {asked_family} is not installed: {_FAMILIES[asked_family].install}"
-        )
+        raise ModuleNotFoundError(f"{name}: {asked_family} is not installed: {_FAMILIES[asked_family].install}")
     raise UnknownEnvironment(_unknown(name))
 
 
@@ -171,9 +161,7 @@ def _unknown(name: str, hint: str = "") -> str:
     short = {full: _short(full.partition(":")[2], _FAMILIES[full.partition(":")[0]].prefix) for full in every}
     asked = _short(name.rpartition(":")[2], "MPE_")
     nearest = difflib.get_close_matches(asked, list(short.values()), n=5, cutoff=0.5)
-    near = sorted(
-        (full for full in every if short[full] in nearest), key=lambda full: nearest.index(short[full])
-    )
+    near = sorted((full for full in every if short[full] in nearest), key=lambda full: nearest.index(short[full]))
     rest = [full for full in every if full not in near]
     return (
         f"no environment is called {name!r}"

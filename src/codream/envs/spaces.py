@@ -81,9 +81,7 @@ def _is_image(space: spaces.Space) -> bool:
     if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3):
         return False
     rows = space.shape[1:] if _channels_first(space.shape) else space.shape[:2]
-    unit = np.issubdtype(space.dtype, np.floating) and bool(
-        (space.low >= 0).all() and (space.high <= 1).all()
-    )
+    unit = np.issubdtype(space.dtype, np.floating) and bool((space.low >= 0).all() and (space.high <= 1).all())
     return min(rows) >= SMALLEST_IMAGE and (space.dtype == np.uint8 or unit)
 
 

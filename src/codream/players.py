@@ -1,0 +1,89 @@
+"""Who plays while experience is collected: the current policies, a random player, or an earlier self.
+
+Two sides that train only against each other adapt to each other; a share of other opponents keeps them general. Both
+shares are options (`PartnerConfig`).
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from codream.actor_critic import Actor, log_policy
+from codream.config import PartnerConfig
+
+__all__ = ["CURRENT", "RANDOM", "Past", "draw_players", "past_log_probs", "snapshot"]
+
+# Players by number; from 2 on they are snapshots.
+CURRENT, RANDOM, FIRST_SNAPSHOT = 0, 1, 2
+
+
+class Past(eqx.Module):
+    """Earlier actors, stacked on a leading snapshot axis before the agents."""
+
+    actors: Actor
+    count: Int[Array, ""]  # snapshots ever taken
+
+    @staticmethod
+    def empty(actor: Actor, kept: int) -> Past:
+        repeated = jax.tree.map(lambda x: jnp.repeat(x[None], kept, axis=0) if eqx.is_array(x) else x, actor)
+        return Past(repeated, jnp.zeros((), jnp.int32))
+
+
+def draw_players(
+    past: Past | None,
+    player: Int[Array, "copies agents"],
+    first: Bool[Array, " copies"],
+    sides: dict[str, tuple[int, ...]],
+    partners: PartnerConfig,
+    key: PRNGKeyArray,
+) -> Int[Array, "copies agents"]:
+    """Where an episode starts, draw who plays: in a share of episodes one side is random or a past self."""
+    if partners.random_share == 0 and partners.past_share == 0:
+        return player
+    member = np.zeros((len(sides), player.shape[1]), bool)
+    for k, agents in enumerate(sides.values()):
+        member[k, list(agents)] = True
+    kind_key, side_key, past_key = jax.random.split(key, 3)
+    copies = player.shape[:1]
+    kind = jax.random.uniform(kind_key, copies)
+    side = jax.random.randint(side_key, copies, 0, len(sides))
+    other = jnp.where(kind < partners.random_share, RANDOM, CURRENT)
+    if past is not None:
+        kept = jnp.minimum(past.count, partners.past_kept)
+        chosen = (kind >= partners.random_share) & (kind < partners.random_share + partners.past_share)
+        one = FIRST_SNAPSHOT + jax.random.randint(past_key, copies, 0, jnp.maximum(kept, 1))
+        other = jnp.where(chosen & (kept > 0), one, other)
+    drawn = jnp.where(jnp.asarray(member)[side], other[:, None], CURRENT)
+    return jnp.where(first[:, None], drawn, player)
+
+
+def past_log_probs(
+    past: Past,
+    player: Int[Array, "copies agents"],
+    s: Float[Array, "agents copies s"],
+    mask: Bool[Array, "agents copies actions"],
+    current: Float[Array, "copies agents actions"],
+) -> Float[Array, "copies agents actions"]:
+    """Log-probabilities of the snapshot that plays, and `current` where none does."""
+    every = eqx.filter_vmap(log_policy, in_axes=(0, None, None))(past.actors, s, mask)
+    every = jnp.moveaxis(every, 2, 1)  # [kept, copies, agents, actions]
+    index = jnp.clip(player - FIRST_SNAPSHOT, 0)[None, ..., None]
+    return jnp.where((player >= FIRST_SNAPSHOT)[..., None], jnp.take_along_axis(every, index, axis=0)[0], current)
+
+
+def snapshot(
+    past: Past, actor: Actor, steps: Int[Array, ""], trained: Bool[Array, ""], partners: PartnerConfig
+) -> Past:
+    """Every `past_every` steps the current actors take the place of the oldest snapshot."""
+    due = (steps // partners.past_every > past.count) & trained
+    slot = past.count % partners.past_kept
+    actors = jax.tree.map(
+        lambda old, new: jnp.where(due, old.at[slot].set(new), old) if eqx.is_array(old) else old,
+        past.actors,
+        actor,
+    )
+    return Past(actors, past.count + due)
