@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Toy, tiny_config
+from helpers import Toy, toy_config
 
 import codream
 from codream import Config, Run, cli, preset
@@ -39,9 +39,9 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_the_example_with_an_object(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = codream.train
     monkeypatch.setattr(codream, "train", lambda *a, **k: train(*a, **k, root=runs, name="readme", progress=False))
-    names: dict[str, Any] = {"codream": codream, "config": tiny_config(total_steps=50), "MyParallelEnv": Toy}
+    names: dict[str, Any] = {"codream": codream, "config": toy_config(total_steps=40), "MyParallelEnv": Toy}
     exec(compile(blocks("python")[1], "README.md", "exec"), names)
-    assert names["agents"].steps >= 50
+    assert names["agents"].steps >= 40
 
 
 @pytest.mark.parametrize("args", commands(), ids=shlex.join)

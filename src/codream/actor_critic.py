@@ -46,7 +46,7 @@ class Actor(eqx.Module):
 
     net: MLP
 
-    def __init__(self, features: int, actions: int, config: AgentConfig, key: PRNGKeyArray, norm_first: bool):
+    def __init__(self, features: int, actions: int, config: AgentConfig, key: PRNGKeyArray, norm_first: bool = True):
         # Near-uniform at first, so that early data are as varied as random play.
         self.net = MLP(features, actions, config.units, config.layers, key, 0.01, norm_first)
 
@@ -61,7 +61,7 @@ class Critic(eqx.Module):
     net: MLP
     bins: int = eqx.field(static=True)
 
-    def __init__(self, features: int, config: AgentConfig, key: PRNGKeyArray, norm_first: bool):
+    def __init__(self, features: int, config: AgentConfig, key: PRNGKeyArray, norm_first: bool = True):
         self.net = MLP(features, config.value_bins, config.units, config.layers, key, 0.0, norm_first)
         self.bins = config.value_bins
 
@@ -83,7 +83,7 @@ def lambda_returns(
     gamma: float,
     lam: float,
 ) -> Float[Array, " horizon"]:
-    """G_t = r_t + γ c_t [(1 − λ) v_{t+1} + λ G_{t+1}], with G_L = v_L (SPEC: imagination and agents)."""
+    """G_t = r_t + γ c_t [(1 − λ) v_{t+1} + λ G_{t+1}], with G_L = v_L."""
 
     def back(g_tp1: Float[Array, ""], step: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         reward, cont, value = step

@@ -32,7 +32,7 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class WorldModelConfig:
-    """The shared world model: sizes, loss weights, optimiser (SPEC: world model; paper Table C.6)."""
+    """The shared world model: sizes, loss weights, optimiser (MATWM, Table C.6)."""
 
     latent: Literal["auto", "categorical", "change"] = "auto"
     """How an observation becomes z. `categorical`: the paper's one-hot code. `change`: vectors as they are,
@@ -103,7 +103,7 @@ class WorldModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AgentConfig:
-    """Actors and critics, trained in imagination (SPEC: imagination and agents)."""
+    """Actors and critics, trained in imagination."""
 
     units: int = 512
     """Width of actor and critic."""

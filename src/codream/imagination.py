@@ -1,6 +1,6 @@
 """Imagination: from real contexts through the horizon, for all agents in one batch.
 
-Every agent imagines alone; the others live in p̂ and in the dynamics (SPEC: imagination and agents).
+Every agent imagines alone; the others live in p̂ and in the dynamics.
 """
 
 from __future__ import annotations

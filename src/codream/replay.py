@@ -92,7 +92,7 @@ def sample_recent(
     """Windows of one agent: (age in rows of the first step, copy), without any overlap.
 
     Each is drawn with probability ∝ decay^(age in environment steps) among the windows that overlap none drawn
-    before (SPEC: replay; every row is as many environment steps as there are copies).
+    before (every row is as many environment steps as there are copies).
     """
     copies = replay.first.shape[1]
     # Index = age of the window's last row; windows reach back `length` rows from there.

@@ -41,7 +41,7 @@ Losses = dict[str, Float[Array, ""]]
 
 
 class Categorical(eqx.Module):
-    """32 categorical variables of 32 classes (SPEC: z), with encoder and decoder for vectors or images."""
+    """32 categorical variables of 32 classes, with encoder and decoder for vectors or images."""
 
     encoder: MLP | CNN
     encoder_out: MLP

@@ -64,10 +64,15 @@ def learn(runner: Runner, choice: Choice, there: TimeStep, env_state: Any, confi
     return Runner(state, choice.memory, there, env_state, total, choice.key), metrics
 
 
+@eqx.filter_jit
 def _start(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> tuple[State, Memory, Float[Array, "copies agents"]]:
     state = matwm.init(key, spec, config)
     memory = matwm.init_memory(state, config.num_envs, config)
     return state, memory, jnp.zeros((config.num_envs, spec.num_agents))
+
+
+# As one program: run piece by piece, a fresh state compiles dozens of small ones.
+_compiled_start = eqx.filter_jit(_start)
 
 
 class HostDriver:
@@ -85,7 +90,7 @@ class HostDriver:
 
     def start(self, key: PRNGKeyArray) -> Runner:
         init_key, env_key, key = jax.random.split(key, 3)
-        state, memory, returns = _start(init_key, self.spec, self.config)
+        state, memory, returns = _compiled_start(init_key, self.spec, self.config)
         seeds = self._seeds(jax.random.split(env_key, self.config.num_envs))
         here = jax.tree.map(jnp.asarray, self.env.reset(np.asarray(seeds)))
         self._resting = False
@@ -158,7 +163,9 @@ class GraphDriver:
         return Runner(state, memory, here, env_state, returns, key)
 
     def start(self, key: PRNGKeyArray) -> Runner:
-        return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, self._begin(key))
+        runner = eqx.filter_jit(self._begin)(key)
+        # Every leaf a buffer of its own, since the chunks reuse them.
+        return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, runner)
 
     def template(self) -> Runner:
         """The shapes of a runner, and all of it that is not an array; computes nothing."""

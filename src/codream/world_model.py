@@ -187,7 +187,7 @@ def _mean(x: Float[Array, "batch time"], where: Bool[Array, "batch time"]) -> Fl
 
 
 def world_model_loss(model: WorldModel, batch: Sequence, key: PRNGKeyArray) -> tuple[Float[Array, ""], LossParts]:
-    """L = rec + rew + con + team + β₁ (mask + dyn) + β₂ rep, and its parts before weighting (SPEC: loss).
+    """L = rec + rew + con + team + β₁ (mask + dyn) + β₂ rep, and its parts before weighting.
 
     Every part is averaged over its valid places: all observations for rec and mask; steps that an agent took
     for rew, con and team; steps whose successor is in the window for dyn and rep.

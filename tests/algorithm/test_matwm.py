@@ -273,7 +273,26 @@ def test_the_slow_critic_follows_and_the_scale_is_averaged(game, after):
     mix = game.config.agents.critic_ema * old.slow_critic.net.out.weight
     mix += (1 - game.config.agents.critic_ema) * new.critic.net.out.weight
     np.testing.assert_allclose(new.slow_critic.net.out.weight, mix, rtol=1e-5, atol=1e-9)
-    assert np.shape(metrics["return_scale"]) == (3,)
+    # Without bias: after one update it is the range of that update's returns.
+    first = 1 - game.config.agents.return_ema
+    assert (np.asarray(metrics["return_scale"]) > 0).all()
+    np.testing.assert_allclose(new.return_scale, first * metrics["return_scale"], rtol=1e-4)
+
+
+def test_outcome_heads_may_have_a_learning_rate_of_their_own(game):
+    weights = eqx.filter(game.fresh.world_model, eqx.is_array)
+
+    @eqx.filter_jit
+    def step(outcome_lr):
+        settings = dataclasses.replace(game.config.world_model, lr=1e-3, outcome_lr=outcome_lr)
+        optimiser = matwm.world_model_optimiser(settings)
+        ones = jax.tree.map(jnp.ones_like, weights)
+        moved = optimiser.update(ones, optimiser.init(weights))[0]
+        return [abs(part.out.weight).max() for part in (moved.reward, moved.cont, moved.mask, moved.team)]
+
+    # Adam's first step is as long as its learning rate.
+    np.testing.assert_allclose(step(2e-2), [2e-2, 2e-2, 1e-3, 1e-3], rtol=1e-3)
+    np.testing.assert_allclose(step(None), [1e-3] * 4, rtol=1e-3)
 
 
 def test_without_teammates_and_scaled_actions_it_acts_and_trains():

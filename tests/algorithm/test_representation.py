@@ -106,6 +106,17 @@ def test_a_change_of_nothing_costs_ln_bins_under_a_uniform_prior(change):
     np.testing.assert_allclose(loss, 3 * np.log(11), rtol=1e-5)
 
 
+def test_heads_see_which_entries_are_near_each_other(change):
+    """One basis function for each entry (near 0) and for each pair (near each other), beside h and z."""
+    h = jnp.ones(16)
+    x = change.outcome_input(h, symlog(jnp.array([0.0, 2.0, 2.0, 2.1, -5.0])))
+    assert x.shape == (16 + change.outcome_size,) == (16 + 5 + 5 + 10,)
+    near = x[16 + 5 :] / 3
+    np.testing.assert_allclose(near[:5], [1, 0, 0, 0, 0], atol=1e-5)
+    # Pairs in order: 01 02 03 04 12 13 14 23 24 34.
+    np.testing.assert_allclose(near[5:], [0, 0, 0, 0, 1, np.exp(-1), 0, np.exp(-1), 0, 0], atol=1e-4)
+
+
 def test_next_adds_a_change_to_real_entries_only(change):
     bins = change_bins(11, 3.0)
     z = symlog(OBS)
