@@ -1,8 +1,10 @@
 """Shared by all tests: JAX on the CPU with compiled programs kept between runs, annotations checked at run
 time."""
 
+import gc
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,10 +16,19 @@ from jaxtyping import install_import_hook
 # Every shape in a signature is held to. Before codream is imported for the first time.
 install_import_hook("codream", "strict.check")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 from helpers import tiny_config  # noqa: E402
 
 from codream import Run, train  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_compiled_programs() -> Iterator[None]:
+    """Every compiled program holds memory maps, of which a process may have some 65,000; then it crashes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -87,7 +87,7 @@ def _draw(key: PRNGKeyArray, weights: Float[Array, " n"], shape: tuple[int, ...]
 
 
 def sample_recent(
-    replay: Replay, count: int, length: int, decay: float, key: PRNGKeyArray
+    replay: Replay, count: int, length: int, decay: float | Float[Array, ""], key: PRNGKeyArray
 ) -> tuple[Int[Array, " count"], Int[Array, " count"]]:
     """Windows of one agent: (age in rows of the first step, copy), without any overlap.
 

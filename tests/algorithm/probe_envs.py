@@ -117,16 +117,18 @@ class OtherActs(Probe):
     def __init__(self) -> None:
         super().__init__(("follower", "leader"), (2, 3), (2, 2), 8)
 
-    def _signs(self, state: ProbeState) -> tuple[Array, Array, Array]:
-        left, right = state.cue // 2, state.cue % 2
-        return 2 * left - 1, 2 * right - 1, 2 * (left ^ right) - 1
+    @staticmethod
+    def shown(cue: Int[Array, ""]) -> Float[Array, "2 3"]:
+        """What both see. The two signs are small, so that they draw an actor no more than p̂ does."""
+        left, right, differ = cue // 2, cue % 2, (cue // 2) ^ (cue % 2)
+        row = jnp.array([0.3, 0.3, 1.0]) * (2.0 * jnp.stack([left, right, differ]) - 1)
+        return jnp.stack([row.at[2].set(0.0), row])
 
     def look(self, state: ProbeState) -> Float[Array, "agents size"]:
-        left, right, differ = self._signs(state)
-        return jnp.stack([jnp.stack([left, right, jnp.zeros_like(left)]), jnp.stack([left, right, differ])])
+        return self.shown(state.cue)
 
     def pay(self, state: ProbeState, actions: Int[Array, " agents"]) -> Float[Array, " agents"]:
-        differ = (self._signs(state)[2] + 1) // 2
+        differ = (state.cue // 2) ^ (state.cue % 2)
         return jnp.stack([actions[0] == actions[1], actions[1] == differ]).astype(jnp.float32)
 
 

@@ -206,7 +206,7 @@ def test_starts_are_uniform_over_the_steps_on_which_the_agent_acted():
     for agent in (0, 1):
         age, copy = eqx.filter_jit(sample_starts)(replay, jnp.asarray(agent), 20_000, jax.random.key(8))
         ages, copies = np.meshgrid(np.arange(8), np.arange(2), indexing="ij")
-        acted = np.asarray(acting)[np.asarray(replay.row_of(ages)), copies, agent] & (ages < 7)
+        acted = np.asarray(acting)[np.asarray(replay.row_of(jnp.asarray(ages))), copies, agent] & (ages < 7)
         counts = np.bincount(np.asarray(age) * 2 + np.asarray(copy), minlength=16)
         probs = acted.ravel() / acted.sum()
         assert chi2(counts, probs) < 12 + 4.5 * np.sqrt(24)

@@ -321,7 +321,7 @@ def test_the_mask_head_exists_only_with_masks(change):
 
 def test_the_outcome_may_see_the_next_latent():
     model = build(outcome_sees_next=True)
-    assert model.reward.hidden[0].in_features == 16 + 5
+    assert model.reward.hidden[0].in_features == 16 + model.representation.outcome_size
     assert build().reward.hidden[0].in_features == 16
     _, parts = loss_of(model, BATCH, KEY)
     np.testing.assert_allclose(parts["reward"], np.log(15), rtol=1e-4)
