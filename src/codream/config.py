@@ -49,6 +49,9 @@ class WorldModelConfig:
     """Bins of each entry's change."""
     change_range: float = 3.0
     """Largest change of an entry (after symlog) that the bins reach, either way."""
+    near: tuple[float, ...] = (0.05, 0.1, 0.2)
+    """For `change`: distances, in the environment's units, at which two points (pairs of neighbouring entries)
+    count as near each other. Empty: distances are not looked at."""
     hidden: int = 512
     """Width of the dynamics transformer."""
     layers: int = 2
@@ -152,9 +155,9 @@ class PartnerConfig:
     """Who plays besides the current policies while experience is collected. All off: plain self-play."""
 
     random_share: float = 0.0
-    """Share of episodes in which one side plays uniformly at random."""
+    """Share of episodes in which a side plays uniformly at random. Each side is drawn by itself."""
     past_share: float = 0.0
-    """Share of episodes in which one side plays with an earlier policy of its own."""
+    """Share of episodes in which a side plays with an earlier policy of its own."""
     past_every: int = 2_500
     """Steps between two snapshots for `past_share`."""
     past_kept: int = 4
@@ -241,12 +244,13 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
                 + (f"nearest: {', '.join(near)}" if near else f"options: {', '.join(fields)}")
             )
     hints = typing.get_type_hints(cls)
-    return cls(
-        **{
-            name: _build(hints[name], value, f"{path}{name}.") if dataclasses.is_dataclass(hints[name]) else value
-            for name, value in values.items()
-        }
-    )
+
+    def read(name: str, value: Any) -> Any:
+        if dataclasses.is_dataclass(hints[name]):
+            return _build(hints[name], value, f"{path}{name}.")
+        return tuple(value) if isinstance(value, list) else value
+
+    return cls(**{name: read(name, value) for name, value in values.items()})
 
 
 # (lowest, highest); None is open. Every numeric option has a range.
@@ -330,6 +334,8 @@ def _check_ranges(config: Config) -> None:
                 f"world_model.{part}hidden must be a multiple of 2 × world_model.{part}heads "
                 f"(rotary positions pair the entries of a head); got {width} and {heads}"
             )
+    if not all(width >= 1e-6 for width in config.world_model.near):
+        raise ConfigError(f"world_model.near must be distances of 1e-6 or more, got {config.world_model.near}")
     if config.partners.random_share + config.partners.past_share > 1:
         raise ConfigError(
             "partners.random_share + partners.past_share must be at most 1, got "
@@ -356,8 +362,8 @@ PRESETS: dict[str, Config] = {
     "small": Config(
         preset="small",
         num_envs=16,
-        world_model_every=6.0,
-        agents_every=16.0,
+        world_model_every=4.0,
+        agents_every=25.0,
         world_model=WorldModelConfig(
             hidden=128,
             layers=1,
@@ -379,7 +385,8 @@ PRESETS: dict[str, Config] = {
             classes=16,
         ),
         agents=AgentConfig(units=128, lr=1e-3, horizon=12, starts=64, gamma=0.95, entropy=3e-3, value_bins=63),
-        partners=PartnerConfig(random_share=0.3),
+        replay=ReplayConfig(decay=0.9999),
+        partners=PartnerConfig(random_share=0.2),
     ),
 }
 PRESETS["paper"] = dataclasses.replace(

@@ -6,6 +6,7 @@ Four pure functions over one typed state. The drivers know nothing else about th
 from __future__ import annotations
 
 from collections.abc import Hashable
+from fractions import Fraction
 from typing import Any
 
 import equinox as eqx
@@ -175,8 +176,10 @@ def _due(state: State, every: float, config: Config) -> Int[Array, ""]:
     room = copies * (filled // (2 * config.world_model.length)) >= share
     room = room | (filled >= state.replay.rows)
     ready = (state.steps >= config.warmup) & room
-    count = jnp.floor(state.steps / every) - jnp.floor(state.due_from / every)
-    return jnp.where(ready, count.astype(jnp.int32), 0)
+    # In integers, as a float32 counts only to 16 million.
+    steps, updates = Fraction(every).limit_denominator(1000).as_integer_ratio()
+    bought = lambda n: n // steps * updates + n % steps * updates // steps  # noqa: E731
+    return jnp.where(ready, bought(state.steps) - bought(state.due_from), 0)
 
 
 def train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:

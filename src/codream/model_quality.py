@@ -23,7 +23,7 @@ from codream.latents import two_hot_mean
 from codream.partners import others_of
 from codream.world_model import Hidden, Sequence, WorldModel
 
-__all__ = ["ModelQuality", "measure", "record"]
+__all__ = ["ModelQuality", "measure", "record", "sequences_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def record(env: HostEnv, player: Any, episodes: int, seed: int) -> tuple[list[Ti
     return steps, actions
 
 
-def _sequences(steps: list[TimeStep], actions: list[Any], agents: int) -> Sequence:
+def sequences_of(steps: list[TimeStep], actions: list[Any], agents: int) -> Sequence:
     """Every agent's view of every copy's first episode, with axes [episodes · agents, time]."""
     stack = jax.tree.map(lambda *x: np.stack(x, axis=1), *steps)
     episodes, time = stack.first.shape
@@ -183,7 +183,7 @@ def measure(
     """
     model, spec, context = agents.state.world_model, agents.spec, agents.config.agents.context
     env = as_host(agents.make_env(episodes), episodes)
-    s = _sequences(*record(env, player, episodes, seed), spec.num_agents)
+    s = sequences_of(*record(env, player, episodes, seed), spec.num_agents)
     env.close()
     key = jax.random.key(seed)
     keys = jax.random.split(key, len(s.obs))

@@ -41,23 +41,23 @@ def draw_players(
     partners: PartnerConfig,
     key: PRNGKeyArray,
 ) -> Int[Array, "copies agents"]:
-    """Where an episode starts, draw who plays: in a share of episodes one side is random or a past self."""
+    """Where an episode starts, draw who plays: each side by itself is, in a share of episodes, random or a past
+    self."""
     if partners.random_share == 0 and partners.past_share == 0:
         return player
-    member = np.zeros((len(sides), player.shape[1]), bool)
+    side_of = np.zeros(player.shape[1], int)
     for k, agents in enumerate(sides.values()):
-        member[k, list(agents)] = True
-    kind_key, side_key, past_key = jax.random.split(key, 3)
-    copies = player.shape[:1]
-    kind = jax.random.uniform(kind_key, copies)
-    side = jax.random.randint(side_key, copies, 0, len(sides))
-    other = jnp.where(kind < partners.random_share, RANDOM, CURRENT)
+        side_of[list(agents)] = k
+    kind_key, past_key = jax.random.split(key)
+    shape = (player.shape[0], len(sides))
+    kind = jax.random.uniform(kind_key, shape)
+    plays = jnp.where(kind < partners.random_share, RANDOM, CURRENT)
     if past is not None:
         kept = jnp.minimum(past.count, partners.past_kept)
         chosen = (kind >= partners.random_share) & (kind < partners.random_share + partners.past_share)
-        one = FIRST_SNAPSHOT + jax.random.randint(past_key, copies, 0, jnp.maximum(kept, 1))
-        other = jnp.where(chosen & (kept > 0), one, other)
-    drawn = jnp.where(jnp.asarray(member)[side], other[:, None], CURRENT)
+        one = FIRST_SNAPSHOT + jax.random.randint(past_key, shape, 0, jnp.maximum(kept, 1))
+        plays = jnp.where(chosen & (kept > 0), one, plays)
+    drawn = plays[:, side_of]
     return jnp.where(first[:, None], drawn, player)
 
 

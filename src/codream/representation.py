@@ -33,9 +33,11 @@ __all__ = ["Categorical", "Change", "Representation", "representation"]
 
 # Of z in front of heads: from 1 to 10 doubles the speed at which they learn what a touch is (docs/results.md).
 SEEN_SCALE = 10.0
-# Width of "near", in the environment's units, and the longest vector whose entries are compared pairwise.
-NEAR = 0.1
+# Of basis functions in front of heads.
+NEAR_SCALE = 3.0
+# The longest vector whose points are compared pairwise, and the longest in which points start at every entry.
 MOST_PAIRED = 48
+MOST_OVERLAPPING = 24
 
 Losses = dict[str, Float[Array, ""]]
 
@@ -156,11 +158,13 @@ class Change(eqx.Module):
     size: int = eqx.field(static=True)
     bins: int = eqx.field(static=True)
     reach: float = eqx.field(static=True)
+    near: tuple[float, ...] = eqx.field(static=True)
 
     def __init__(self, spec: EnvSpec, config: WorldModelConfig, key: PRNGKeyArray):
         self.size, self.bins, self.reach = spec.obs_size, config.change_bins, config.change_range
+        self.near = config.near
         self.dynamics = MLP(
-            config.hidden + self.outcome_size,
+            config.hidden + self.outcome_size + 2 * len(self.near) * self._vectors.shape[-1],
             self.size * self.bins,
             config.units,
             config.head_layers,
@@ -173,30 +177,38 @@ class Change(eqx.Module):
         return SEEN_SCALE * z
 
     @property
-    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Every two entries, up to a size at which they are too many."""
-        return np.triu_indices(self.size if self.size <= MOST_PAIRED else 0, 1)
+    def _vectors(self) -> Float[np.ndarray, "two size vectors"]:
+        """The matrix that takes o to all points (a point is two neighbouring entries) and all differences of two."""
+        start = np.arange(0, self.size - 1, 1 if self.size <= MOST_OVERLAPPING else 2)
+        point = np.eye(self.size, dtype=np.float32)[:, np.stack([start, start + 1])].swapaxes(0, 1)
+        i, j = np.triu_indices(len(start) if self.size <= MOST_PAIRED else 0, 1)
+        return np.concatenate([point, point[..., i] - point[..., j]], axis=-1)
+
+    def _relations(
+        self, z: Float[Array, " size"]
+    ) -> tuple[Float[Array, "two vectors"], Float[Array, "widths vectors"]]:
+        """Every point of o and every difference of two points, as vectors d; and how near 0 they are,
+        exp(−|d|²/w²) for every width w (radial basis functions)."""
+        d = jnp.einsum("s,tsv->tv", symexp(z), self._vectors)
+        width = jnp.asarray(self.near)[:, None]
+        return d, jnp.exp(-jnp.sum(d**2, axis=0) / width**2)
 
     @property
     def outcome_size(self) -> int:
         """Entries of `outcome_input` beside h."""
-        return 2 * self.size + len(self._pairs[0])
-
-    def _contacts(self, z: Float[Array, " size"]) -> Float[Array, " x"]:
-        """z enlarged, and which entries of o are near 0 or near each other (radial basis functions).
-
-        Rewards and collisions depend on whether two bodies touch, a sharp function of a difference of entries: a
-        plain network needs several times as many touches before it predicts one.
-        """
-        o = symexp(z)
-        i, j = self._pairs
-        near = jnp.exp(-((jnp.concatenate([o, o[i] - o[j]]) / NEAR) ** 2))
-        return jnp.concatenate([self.seen(z), 3.0 * near])
+        return self.size + len(self.near) * self._vectors.shape[-1]
 
     def outcome_input(self, h: Float[Array, " hidden"], z_next: Float[Array, " size"]) -> Float[Array, " x"]:
-        """h_t and z_{t+1} as the reward and continue heads see them. h is reduced, since it changes all through
-        training and its entries outnumber those of z."""
-        return jnp.concatenate([0.1 * h, self._contacts(z_next)])
+        """h_t and z_{t+1} as the reward and continue heads see them, with how near points are: a reward often
+        depends on a touch. h is reduced, since it changes all through training and its entries outnumber z's."""
+        _, near = self._relations(z_next)
+        return jnp.concatenate([0.1 * h, self.seen(z_next), NEAR_SCALE * near.reshape(-1)])
+
+    def _dynamics_input(self, h: Float[Array, " hidden"], z: Float[Array, " size"]) -> Float[Array, " x"]:
+        """h_t and z_t, with how near points are and in which direction: what pushes two bodies apart."""
+        d, near = self._relations(z)
+        towards = (d[:, None] / jnp.asarray(self.near)[:, None]) * near
+        return jnp.concatenate([h, self.seen(z), NEAR_SCALE * near.reshape(-1), NEAR_SCALE * towards.reshape(-1)])
 
     @property
     def _bins(self) -> Any:
@@ -212,7 +224,7 @@ class Change(eqx.Module):
 
     def prior(self, h: Float[Array, " hidden"], z: Float[Array, " size"]) -> Float[Array, "size bins"]:
         """Logits of each entry's change."""
-        return self.dynamics(jnp.concatenate([h, self._contacts(z)])).reshape(self.size, self.bins)
+        return self.dynamics(self._dynamics_input(h, z)).reshape(self.size, self.bins)
 
     def next(
         self,

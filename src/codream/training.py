@@ -64,7 +64,6 @@ def learn(runner: Runner, choice: Choice, there: TimeStep, env_state: Any, confi
     return Runner(state, choice.memory, there, env_state, total, choice.key), metrics
 
 
-@eqx.filter_jit
 def _start(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> tuple[State, Memory, Float[Array, "copies agents"]]:
     state = matwm.init(key, spec, config)
     memory = matwm.init_memory(state, config.num_envs, config)

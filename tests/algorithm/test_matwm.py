@@ -23,7 +23,7 @@ COPIES = 600
 
 @pytest.fixture(scope="module")
 def config():
-    """Warm-up of 100 steps; a third of the episodes with a random side, a third with a past one."""
+    """Warm-up of 100 steps; each side plays a third of its episodes at random, a third as a past self."""
     partners = {"random_share": 1 / 3, "past_share": 1 / 3, "past_every": 50, "past_kept": 2}
     return tiny(SPEC, {"latent": "change"}, partners=partners, warmup=100, num_envs=2)
 
@@ -90,14 +90,13 @@ def test_warm_up_acts_uniformly_over_what_is_allowed(acted):
 
 def test_after_warm_up_current_past_and_random_policies_play_their_shares(acted):
     action, player = acted(100)
-    sides = (player[:, :2] > 0).any(1), player[:, 2] > 0
-    assert not (sides[0] & sides[1]).any(), "only one side of an episode is played by others"
     assert (player[:, 0] == player[:, 1]).all(), "a side is played by one kind of player"
-    kinds = player.max(axis=1)
-    np.testing.assert_allclose((kinds == 1).mean(), 1 / 3, atol=0.08)
-    np.testing.assert_allclose((kinds >= 2).mean(), 1 / 3, atol=0.08)
-    assert set(kinds) == {0, 1, 2, 3}
-    np.testing.assert_allclose([side.mean() for side in sides], 1 / 3, atol=0.08)
+    hunters, prey = player[:, 0], player[:, 2]
+    for side in (hunters, prey):
+        np.testing.assert_allclose((side == 1).mean(), 1 / 3, atol=0.08)
+        np.testing.assert_allclose((side >= 2).mean(), 1 / 3, atol=0.08)
+        assert set(side) == {0, 1, 2, 3}
+    np.testing.assert_allclose(((hunters > 0) & (prey > 0)).mean(), 4 / 9, atol=0.08, err_msg="drawn by themselves")
     free = np.arange(COPIES) % 2 == 1
     for agent in range(3):
         mine = action[:, agent]
@@ -193,10 +192,25 @@ def counted(game, every, copies, warmup, rows, filled=None):
         (8.0, 4, [0, 1] * 4),
         (16.0, 16, [1] * 8),
         (6.0, 4, [0, 1, 1, 0, 1, 1, 0, 1]),
+        (0.3, 3, [10] * 8),
+        (1.5, 1, [0, 1, 1, 0, 1, 1, 0, 1]),
     ],
 )
 def test_updates_come_at_their_interval(game, every, copies, expected):
     assert counted(game, every, copies, 0, 8) == expected
+
+
+@pytest.mark.parametrize("every", [0.001, 6.0, 16.0])
+def test_updates_are_still_counted_after_a_billion_steps(game, every):
+    """There a float32 sees only every 64th step."""
+    due = eqx.filter_jit(matwm._due)
+    at = lambda steps: eqx.tree_at(  # noqa: E731
+        lambda s: (s.steps, s.due_from, s.replay.filled),
+        game.fresh,
+        (jnp.asarray(steps), jnp.asarray(steps - 16), jnp.asarray(100)),
+    )
+    expected = [int(n // every - (n - 16) // every) for n in range(10**9, 10**9 + 48, 16)]
+    assert [int(due(at(n), every, game.config)) for n in range(10**9, 10**9 + 48, 16)] == expected
 
 
 def test_warm_up_leaves_no_backlog(game):

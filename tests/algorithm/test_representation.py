@@ -1,3 +1,5 @@
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -106,15 +108,24 @@ def test_a_change_of_nothing_costs_ln_bins_under_a_uniform_prior(change):
     np.testing.assert_allclose(loss, 3 * np.log(11), rtol=1e-5)
 
 
-def test_heads_see_which_entries_are_near_each_other(change):
-    """One basis function for each entry (near 0) and for each pair (near each other), beside h and z."""
-    h = jnp.ones(16)
-    x = change.outcome_input(h, symlog(jnp.array([0.0, 2.0, 2.0, 2.1, -5.0])))
-    assert x.shape == (16 + change.outcome_size,) == (16 + 5 + 5 + 10,)
-    near = x[16 + 5 :] / 3
-    np.testing.assert_allclose(near[:5], [1, 0, 0, 0, 0], atol=1e-5)
-    # Pairs in order: 01 02 03 04 12 13 14 23 24 34.
-    np.testing.assert_allclose(near[5:], [0, 0, 0, 0, 1, np.exp(-1), 0, np.exp(-1), 0, 0], atol=1e-4)
+def test_heads_see_which_points_are_near_each_other(change):
+    """For each width one basis function for each point (near 0) and each two points, beside h and z."""
+    h, o = jnp.ones(16), jnp.array([0.0, 0.0, 0.1, 0.0, 7.0])
+    x = change.outcome_input(h, symlog(o))
+    assert x.shape == (16 + change.outcome_size,) == (16 + 5 + 3 * (4 + 6),)
+    near = x[16 + 5 :].reshape(3, 10) / 3
+    # Points (0, 0), (0, 0.1), (0.1, 0), (0, 7); then pairs 01 02 03 12 13 23.
+    squared = [0.0, 0.01, 0.01, 49, 0.01, 0.01, 49, 0.02, 47.61, 49.01]
+    np.testing.assert_allclose(near, [np.exp(-np.array(squared) / w**2) for w in (0.05, 0.1, 0.2)], atol=1e-4)
+
+
+def test_long_vectors_have_fewer_points():
+    """All neighbours up to 24 entries, then every other place, and beyond 48 entries no pairs."""
+    for size, vectors in ((24, 23 * 24 // 2), (26, 13 * 14 // 2), (50, 25), (1, 0)):
+        spec = dataclasses.replace(SPEC, obs_shapes=((size,),) * SPEC.num_agents)
+        assert (
+            representation(spec, tiny(spec, {"latent": "change"}).world_model, KEY).outcome_size == size + 3 * vectors
+        )
 
 
 def test_next_adds_a_change_to_real_entries_only(change):
