@@ -506,8 +506,10 @@ PRESETS["ippo"] = Config(
         team_layers=1,
         batch=16,
         length=32,
-        lr=1e-3,
+        lr=2e-3,
         clip=100.0,
+        latent_gradient="gumbel",
+        rec_weight=50.0,  # at 1 the code of a sparse grid collapses: see world_model/latent_std
         dyn_weight=1.0,
         free_nats=0.1,
     ),

@@ -72,8 +72,8 @@ def imagined_return(
     mask: Bool[Array, "agents actions"],
     focal: Int[Array, ""],
     alpha: Float[Array, ""],
-    config: Config,
     key: PRNGKeyArray,
+    config: Config,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Σ_t γ^t (Π c) [(1 − α) R_self + α R_mean] of one imagined trajectory, and the mean of R, in reward scales.
 

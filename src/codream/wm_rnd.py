@@ -287,7 +287,8 @@ def _code_measures(state: State, key: PRNGKeyArray) -> dict[str, Array]:
     assert state.world_model is not None
     obs = state.rollout.obs.reshape(-1, *state.spec.obs_shape)
     some = obs[jax.random.randint(key, (256,), 0, len(obs))]
-    _, log_probs = jax.vmap(lambda o: state.world_model.representation.posterior(o, key))(some)  # pyright: ignore
+    code = state.world_model.representation
+    _, log_probs = jax.vmap(lambda o: code.posterior(o, key))(some)
     codes = jnp.exp(log_probs).reshape(256, -1)
     return {"latent_rank": latent_rank(codes), "latent_std": jnp.mean(jnp.std(codes, axis=0))}
 
@@ -354,9 +355,9 @@ def _improve(
         if model is None or starts is None:
             return total, metrics
         keys = jax.random.split(key, len(starts.valid))
-        returns, reward = jax.vmap(
-            lambda obs, mask, key: imagined_return(learner, model, obs, mask, focal, alpha, config, key)
-        )(starts.obs, starts.mask, keys)
+        returns, reward = jax.vmap(imagined_return, in_axes=(None, None, 0, 0, None, None, 0, None))(
+            learner, model, starts.obs, starts.mask, focal, alpha, keys, config
+        )
         weight = starts.valid / jnp.maximum(jnp.sum(starts.valid), 1)
         imagined = jnp.sum(weight * returns) * state.rewards.scale / state.returns.scale[focal]
         metrics["imagined_return"] = imagined
