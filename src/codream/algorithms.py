@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Int, PRNGKeyArray
 
@@ -15,6 +15,7 @@ from codream.metrics import Metrics
 __all__ = ["Algorithm", "State", "algorithm"]
 
 
+@runtime_checkable
 class State(Protocol):
     """Everything that training needs to go on, as one Equinox module."""
 
@@ -28,6 +29,7 @@ class State(Protocol):
         ...
 
 
+@runtime_checkable
 class Algorithm(Protocol):
     """Pure functions over one typed state."""
 

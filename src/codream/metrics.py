@@ -22,21 +22,27 @@ def add_metrics(total: Any, more: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(healthy, a + b, a), total, more)
 
 
-def zeros_like_result(function: Callable[[Any], Any], argument: Any) -> Any:
-    """Zeros in the shape of what `function(argument)` would give; computes nothing."""
-    shapes = jax.eval_shape(function, argument)
+def zeros_like_result(function: Callable[..., Any], *args: Any) -> Any:
+    """Zeros in the shape of what `function(*args)` would give; computes nothing."""
+    shapes = jax.eval_shape(function, *args)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def repeat(train: Any, state: Any, count: int | Int[Array, ""], key: PRNGKeyArray, *args: Any) -> tuple[Any, Any]:
     """`count` times `state, metrics = train(state, key, *args)`, each with its own key; the metrics are summed."""
     params, static = eqx.partition(state, eqx.is_array)
-    zeros = zeros_like_result(lambda p: train(eqx.combine(p, static), key, *args)[1], params)
+    given, rest = eqx.partition(args, eqx.is_array)
+
+    @jax.jit  # so that it is traced once, for the shapes and for the loop
+    def once(params: Any, key: PRNGKeyArray, given: Any) -> tuple[Any, Any]:
+        state, metrics = train(eqx.combine(params, static), key, *eqx.combine(given, rest))
+        return eqx.filter(state, eqx.is_array), metrics
 
     def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         params, total = carry
-        state, metrics = train(eqx.combine(params, static), jax.random.fold_in(key, i), *args)
-        return eqx.filter(state, eqx.is_array), add_metrics(total, metrics)
+        params, metrics = once(params, jax.random.fold_in(key, i), given)
+        return params, add_metrics(total, metrics)
 
+    zeros = zeros_like_result(once, params, key, given)[1]
     params, total = jax.lax.fori_loop(0, count, body, (params, zeros))
     return eqx.combine(params, static), total

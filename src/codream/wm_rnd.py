@@ -130,13 +130,14 @@ def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metr
     """Learn from the rollout when it is full."""
     params, static = eqx.partition(state, eqx.is_array)
 
-    def learned(params: Any) -> tuple[Any, dict[str, Array]]:
+    @jax.jit  # so that it is traced once, for the shapes and for the branch
+    def learned(params: Any, key: PRNGKeyArray) -> tuple[Any, dict[str, Array]]:
         state, values = _learn(eqx.combine(params, static), key, config)
         return eqx.filter(state, eqx.is_array), values
 
-    zeros = zeros_like_result(lambda p: learned(p)[1], params)
+    zeros = zeros_like_result(learned, params, key)[1]
     full = state.rollout.full
-    params, values = jax.lax.cond(full, learned, lambda params: (params, zeros), params)
+    params, values = jax.lax.cond(full, learned, lambda params, key: (params, zeros), params, key)
     return eqx.combine(params, static), {name: (x, full.astype(jnp.int32)) for name, x in values.items()}
 
 

@@ -18,13 +18,17 @@ SEEN = jnp.stack([PLACES[jnp.array([0, 1])], PLACES[jnp.array([2, 2])]], axis=1)
 ALL = jnp.ones((2, 2), bool)
 
 
+_errors = eqx.filter_jit(errors)
+_init = eqx.filter_jit(init_curiosity)
+
+
 def config_of(sharing, **changes):
     return CuriosityConfig(kind="rnd", sharing=sharing, units=16, layers=1, features=8, lr=3e-3, **changes)
 
 
 def trained(sharing, valid=ALL, updates=400):
     config = config_of(sharing)
-    curiosity = init_curiosity(SPEC, config, jax.random.key(0))
+    curiosity = _init(SPEC, config, jax.random.key(0))
     curiosity = see(curiosity, jnp.broadcast_to(PLACES[:, None], (4, 2, 4)), jnp.ones((4, 2), bool))
     params, static = eqx.partition(curiosity, eqx.is_array)
 
@@ -41,7 +45,7 @@ def trained(sharing, valid=ALL, updates=400):
 
 def at_every_place(curiosity, config):
     """Errors [place, agent]."""
-    return np.asarray(errors(curiosity, jnp.broadcast_to(PLACES[:, None], (4, 2, 4)), config))
+    return np.asarray(_errors(curiosity, jnp.broadcast_to(PLACES[:, None], (4, 2, 4)), config))
 
 
 def test_what_any_has_seen_is_known_to_all_where_it_is_shared():
@@ -79,9 +83,9 @@ def test_the_target_never_moves(sharing):
 
 def test_hybrid_is_the_weighted_sum_of_both():
     config = config_of("hybrid", hybrid_weight=0.25)
-    both = init_curiosity(SPEC, config, jax.random.key(0))
-    shared = init_curiosity(SPEC, config_of("shared"), jax.random.key(0))
-    own = init_curiosity(SPEC, config_of("individual"), jax.random.key(0))
+    both = _init(SPEC, config, jax.random.key(0))
+    shared = _init(SPEC, config_of("shared"), jax.random.key(0))
+    own = _init(SPEC, config_of("individual"), jax.random.key(0))
     wanted = 0.25 * at_every_place(shared, config_of("shared")) + 0.75 * at_every_place(own, config_of("individual"))
     np.testing.assert_allclose(at_every_place(both, config), wanted, rtol=1e-5)
 
@@ -94,7 +98,7 @@ def test_invalid_observations_teach_nothing():
 
 
 def test_the_bonus_is_in_units_of_its_own_returns():
-    curiosity = init_curiosity(SPEC, config_of("shared"), jax.random.key(0))
+    curiosity = _init(SPEC, config_of("shared"), jax.random.key(0))
     error = jax.random.uniform(jax.random.key(1), (16, 8, 2)) * jnp.array([1.0, 100.0])
     where = jnp.ones(error.shape, bool).at[3].set(False)
     reward, after = bonus(curiosity, error, where, 0.5)
@@ -114,9 +118,14 @@ def test_off_means_nothing_is_made():
 def test_images_have_an_encoder():
     images = EnvSpec("images", ("a", "b"), ((16, 16, 1),) * 2, (2, 2))
     config = config_of("hybrid")
-    curiosity = init_curiosity(images, config, jax.random.key(0))
     obs = jax.random.randint(jax.random.key(1), (3, 2, 16, 16, 1), 0, 256).astype(jnp.uint8)
-    found = errors(see(curiosity, obs, jnp.ones((3, 2), bool)), obs, config)
+
+    @eqx.filter_jit
+    def found_in(obs):
+        curiosity = init_curiosity(images, config, jax.random.key(0))
+        return errors(see(curiosity, obs, jnp.ones((3, 2), bool)), obs, config)
+
+    found = found_in(obs)
     assert found.shape == (3, 2)
     assert (np.asarray(found) > 0).all()
 

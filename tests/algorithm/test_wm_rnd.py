@@ -94,15 +94,16 @@ def learner_and_batch(n=6):
 
 def test_the_ratio_is_1_before_anything_changed_and_clips_after():
     learner, batch, config = learner_and_batch()
-    _, parts = ppo_loss(learner, batch, config)
+    loss = eqx.filter_jit(ppo_loss)
+    _, parts = loss(learner, batch, config)
     np.testing.assert_allclose(parts["actor_loss"], 0.0, atol=1e-6)  # normalised advantages sum to 0
     np.testing.assert_allclose(parts["kl"], 0.0, atol=1e-6)
     assert parts["clipped"] == 0
     assert jnp.exp(jax.vmap(learner.log_probs)(batch.x, batch.mask))[:, 2].max() == 0
     # As if each action had been half as probable: ratio 2, clipped to 1.2 where the advantage is positive.
     before = dataclasses.replace(batch, log_prob=batch.log_prob - jnp.log(2.0))
-    _, parts = ppo_loss(learner, before, config)
-    a = np.asarray(batch.advantage - batch.advantage.mean())
+    _, parts = loss(learner, before, config)
+    a = np.array(batch.advantage - batch.advantage.mean())
     a /= a.std() + 1e-8
     np.testing.assert_allclose(parts["actor_loss"], -np.mean(np.where(a > 0, 1.2 * a, 2 * a)), rtol=1e-4)
     assert parts["clipped"] == 1
@@ -119,10 +120,8 @@ def test_steps_without_an_action_do_not_count():
         advantage=batch.advantage.at[2].set(1e6),
         target=batch.target.at[2].set(1e6),
     )
-    loss = lambda learner, batch: ppo_loss(learner, batch, config)[0]  # noqa: E731
-    for one, other in zip(
-        leaves(eqx.filter_grad(loss)(learner, batch)), leaves(eqx.filter_grad(loss)(learner, odd)), strict=True
-    ):
+    gradient = eqx.filter_jit(eqx.filter_grad(lambda learner, batch: ppo_loss(learner, batch, config)[0]))
+    for one, other in zip(leaves(gradient(learner, batch)), leaves(gradient(learner, odd)), strict=True):
         assert np.isfinite(one).all()
         np.testing.assert_allclose(one, other, atol=1e-6)
 
