@@ -74,9 +74,12 @@ def test_every_number_has_a_range() -> None:
         ("agents.", AgentConfig()),
         ("replay.", ReplayConfig()),
         ("partners.", Config().partners),
+        ("ppo.", Config().ppo),
+        ("projection.", Config().projection),
+        ("curiosity.", Config().curiosity),
     ):
         for field in dataclasses.fields(part):
-            if "int" in str(field.type) or "float" in str(field.type):
+            if str(field.type).startswith(("int", "float")):
                 numbers.add(path + field.name)
     assert numbers == set(_RANGES)
 

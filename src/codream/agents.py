@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import Int
 
 from codream import checkpoint as checkpoints
-from codream import matwm
+from codream.algorithms import State, algorithm
 from codream.config import Config
 from codream.envs import EnvSpec, TimeStep
-from codream.replay import Replay
 from codream.runs import Run, RunError, build_env
 from codream.training import driver_for
 
@@ -58,7 +57,7 @@ class Agents:
 
     def __init__(
         self,
-        state: matwm.State,
+        state: State,
         config: Config,
         *,
         steps: int,
@@ -66,14 +65,8 @@ class Agents:
         make: Callable[[int], Any],
         name: str,
     ):
-        self.config, self.spec, self.steps, self.name = config, state.world_model.spec, steps, name
-        # Acting needs neither replay nor optimisers.
-        self.state = eqx.tree_at(
-            lambda s: (s.replay, s.optimiser, s.agents.optimiser),
-            state,
-            (Replay.empty(self.spec, 1, 1), None, None),
-            is_leaf=lambda x: x is None,
-        )
+        self.config, self.spec, self.steps, self.name = config, state.spec, steps, name
+        self.state = state.for_acting()
         self.make_env = make
         self._env = env
         self._seed = 0
@@ -81,7 +74,7 @@ class Agents:
         self._rng = np.random.default_rng(0)
         self._act = {
             greedy: eqx.filter_jit(
-                lambda state, memory, here, key, greedy=greedy: matwm.act(
+                lambda state, memory, here, key, greedy=greedy: algorithm(config).act(
                     state, memory, here, key, config, collect=False, greedy=greedy
                 )
             )
@@ -126,13 +119,13 @@ class Player:
 
     def __init__(self, agents: Agents, greedy: bool):
         self.agents, self.greedy = agents, greedy
-        self._memory: matwm.Memory | None = None
+        self._memory: Any = None
 
     def act(self, timestep: TimeStep, rng: np.random.Generator) -> Int[np.ndarray, "copies agents"]:
         """Actions of all agents; must be asked at every step of an episode, from its first."""
         owner = self.agents
         if self._memory is None:
-            self._memory = matwm.init_memory(owner.state, len(timestep.first), owner.config)
+            self._memory = algorithm(owner.config).init_memory(owner.state, len(timestep.first), owner.config)
         key = jax.random.key(int(rng.integers(2**31)))
         here = jax.tree.map(jnp.asarray, timestep)
         actions, self._memory = owner._act[self.greedy](owner.state, self._memory, here, key)

@@ -31,8 +31,9 @@ __all__ = ["main"]
 class Train:
     """Train agents, or go on with a run.
 
-    `--preset` (small, paper, summary) sets the defaults of all other options; with `--resume` the run's own
-    configuration does. At the end both sides play against fixed references.
+    `--preset` (small, paper, summary; wm_rnd, original, ippo, ippo_common) sets the defaults of all other options;
+    with `--resume` the run's own configuration does. `--algo wm_rnd` alone means the preset of that name. At the end
+    every side plays against fixed references.
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
@@ -97,15 +98,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(args: list[str]) -> Train | Evaluate:
     """Two passes: --preset and --resume decide the defaults of everything else."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option, default in (("--preset", "small"), ("--resume", None), ("--root", "runs")):
+    for option, default in (("--preset", None), ("--algo", "matwm"), ("--resume", None), ("--root", "runs")):
         first.add_argument(option, default=default)
     base = preset("small")
     if args[:1] == ["train"]:
         try:
             known, _ = first.parse_known_args(args)
         except argparse.ArgumentError:  # e.g. an option without its value: tyro says it better
-            known = argparse.Namespace(preset="small", resume=None, root="runs")
-        base = Run.open(known.resume, known.root).config if known.resume else preset(known.preset)
+            known = argparse.Namespace(preset="small", algo="matwm", resume=None, root="runs")
+        name = known.preset or ("wm_rnd" if known.algo == "wm_rnd" else "small")
+        base = Run.open(known.resume, known.root).config if known.resume else preset(name)
     commands: Any = (
         Annotated[Train, tyro.conf.subcommand("train", default=Train(base))]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]

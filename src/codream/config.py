@@ -12,6 +12,8 @@ import json
 import typing
 from typing import Any, Literal
 
+from codream.config_wm_rnd import RANGES as _WM_RND_RANGES
+from codream.config_wm_rnd import CuriosityConfig, PPOConfig, ProjectionConfig
 from codream.envs import EnvSpec
 
 __all__ = [
@@ -19,7 +21,10 @@ __all__ = [
     "AgentConfig",
     "Config",
     "ConfigError",
+    "CuriosityConfig",
+    "PPOConfig",
     "PartnerConfig",
+    "ProjectionConfig",
     "ReplayConfig",
     "WorldModelConfig",
     "preset",
@@ -164,10 +169,16 @@ class PartnerConfig:
     """Snapshots kept; the oldest goes first."""
 
 
+_CURIOSITY, _PPO, _PROJECTION = CuriosityConfig(), PPOConfig(), ProjectionConfig()
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that determines a run, besides library versions and the device."""
 
+    algo: Literal["matwm", "wm_rnd"] = "matwm"
+    """The learner. `matwm`: actors and critics trained in imagination (`agents`, `replay`). `wm_rnd`: PPO on real
+    steps, with a gradient through imagined ones (`ppo`, `projection`)."""
     env: str = "simple_tag"
     """Environment, e.g. simple_tag, mpe2:simple_spread_v3, jaxmarl:smax_3m."""
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
@@ -195,13 +206,26 @@ class Config:
     agents: AgentConfig = AgentConfig()
     replay: ReplayConfig = ReplayConfig()
     partners: PartnerConfig = PartnerConfig()
+    imagined_partners: Literal["auto", "implicit", "predicted", "mirrored"] = "auto"
+    """Who the others are in imagination. `implicit`: part of the dynamics. `predicted`: as the teammate predictor
+    has them. `mirrored`: copies of the agent that imagines. `auto`: for matwm by `world_model.teammates`; for wm_rnd
+    `implicit` with the action input `own`, `mirrored` with `joint` where all agents are alike, else `predicted`."""
+    common_reward: bool = False
+    """Pay every agent the sum of all agents' rewards. Logged and evaluated returns stay each agent's own."""
+    curiosity: CuriosityConfig = _CURIOSITY
+    ppo: PPOConfig = _PPO
+    projection: ProjectionConfig = _PROJECTION
 
     def __post_init__(self) -> None:
         _check_ranges(self)
+        _check_design(self)
 
     def resolve(self, spec: EnvSpec) -> Config:
         """Fill in what depends on the environment; refuse what does not fit it."""
+        if self.algo == "wm_rnd":
+            return self._resolve_wm_rnd(spec)
         latent = self.world_model.latent
+        teammates = self.world_model.teammates and self.imagined_partners != "implicit"
         if latent == "auto":
             latent = "categorical" if spec.is_image else "change"
         elif latent == "change" and spec.is_image:
@@ -214,10 +238,34 @@ class Config:
         batch = max(n, round(self.world_model.batch / n) * n) if self.world_model.batch % n else self.world_model.batch
         return dataclasses.replace(
             self,
-            world_model=dataclasses.replace(self.world_model, latent=latent, batch=batch),
+            world_model=dataclasses.replace(self.world_model, latent=latent, batch=batch, teammates=teammates),
             agents=dataclasses.replace(
                 self.agents, horizon=self.agents.horizon or horizon, starts=self.agents.starts or starts
             ),
+        )
+
+    def _resolve_wm_rnd(self, spec: EnvSpec) -> Config:
+        alike = len(set(spec.obs_shapes)) == 1 and len(set(spec.num_actions)) == 1
+        rows, parts = self.ppo.rollout * self.num_envs, self.ppo.minibatches
+        if rows % parts:
+            raise ConfigError(
+                f"ppo.minibatches must divide the {rows} steps of a rollout (ppo.rollout {self.ppo.rollout} × "
+                f"num_envs {self.num_envs}); got {parts}"
+            )
+        partners = self.imagined_partners
+        if partners == "auto":
+            by_input = {"own": "implicit", "predicted": "predicted", "joint": "mirrored" if alike else "predicted"}
+            partners = by_input[self.projection.actions]
+        if partners == "mirrored" and self.projection.coef > 0 and not alike:
+            raise ConfigError(
+                f"imagined_partners=mirrored lets every agent act by one policy, but those of {spec.name} differ: "
+                f"observations {spec.obs_shapes}, actions {spec.num_actions}; use predicted, or implicit with "
+                "projection.actions=own"
+            )
+        return dataclasses.replace(
+            self,
+            world_model=dataclasses.replace(self.world_model, latent="categorical"),
+            imagined_partners=partners,
         )
 
     @property
@@ -313,6 +361,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "partners.past_share": (0, 1),
     "partners.past_every": (1, None),
     "partners.past_kept": (1, 64),
+    **_WM_RND_RANGES,
 }
 
 
@@ -341,10 +390,61 @@ def _check_ranges(config: Config) -> None:
             "partners.random_share + partners.past_share must be at most 1, got "
             f"{config.partners.random_share} + {config.partners.past_share}"
         )
-    if config.replay_rows < config.world_model.length + 1:
+    if config.algo == "matwm" and config.replay_rows < config.world_model.length + 1:
         raise ConfigError(
             f"replay.capacity {config.replay.capacity} over num_envs {config.num_envs} keeps {config.replay_rows} "
             f"steps of each copy, fewer than a sequence (world_model.length = {config.world_model.length}) needs"
+        )
+
+
+# Partners in imagination that fit what the world model of WM-RND sees of actions.
+_FITTING = {"own": ("implicit",), "joint": ("mirrored", "predicted"), "predicted": ("predicted", "mirrored")}
+
+
+def _check_design(config: Config) -> None:
+    """Refuse combinations of learner, partners, curiosity and objective that mean nothing, with the reason."""
+    partners, projection = config.imagined_partners, config.projection
+    if config.algo == "matwm":
+        if partners == "mirrored":
+            raise ConfigError(
+                "imagined_partners=mirrored needs every agent's view in imagination, but each agent of matwm "
+                "imagines its own alone; use predicted or implicit, or algo=wm_rnd"
+            )
+        if partners == "predicted" and not config.world_model.teammates:
+            raise ConfigError(
+                "imagined_partners=predicted needs the predictor that world_model.teammates=False removes"
+            )
+        if projection.coef > 0:
+            raise ConfigError(
+                "projection.coef > 0 adds a gradient through imagination to PPO's loss, but matwm has no PPO; "
+                "use algo=wm_rnd (preset wm_rnd), or projection.coef=0"
+            )
+        return
+    if config.partners.random_share > 0 or config.partners.past_share > 0 or config.warmup > 0:
+        raise ConfigError(
+            "PPO learns from its own actions only, so algo=wm_rnd needs partners.random_share, partners.past_share "
+            f"and warmup to be 0, got {config.partners.random_share}, {config.partners.past_share} and "
+            f"{config.warmup}; start from preset wm_rnd"
+        )
+    if config.world_model.latent == "change":
+        raise ConfigError(
+            "world_model.latent=change samples without a gradient, which self-projection needs; use categorical or auto"
+        )
+    fitting = _FITTING[projection.actions]
+    if partners not in ("auto", *fitting):
+        raise ConfigError(
+            f"imagined_partners={partners} does not fit projection.actions={projection.actions}: "
+            + {
+                "own": "the world model does not see what the others do",
+                "joint": "the world model needs to be told what the others do",
+                "predicted": "the world model needs probabilities of what the others do",
+            }[projection.actions]
+            + f"; use {' or '.join(fitting)}"
+        )
+    if projection.coef == 0 and projection.schedule != "constant":
+        raise ConfigError(
+            f"projection.schedule={projection.schedule} changes the symmetry ratio of an imagined return, but with "
+            "projection.coef=0 nothing is imagined; use constant, or a coef above 0"
         )
 
 
@@ -391,6 +491,47 @@ PRESETS: dict[str, Config] = {
 }
 PRESETS["paper"] = dataclasses.replace(
     PRESETS["paper"], world_model=dataclasses.replace(WorldModelConfig(), latent="categorical")
+)
+PRESETS["ippo"] = Config(
+    algo="wm_rnd",
+    preset="ippo",
+    env="coin_game",
+    num_envs=64,
+    total_steps=500_000,
+    warmup=0,
+    world_model_every=64.0,
+    checkpoint_every=50_000,
+    log_every=4_096,
+    world_model=WorldModelConfig(
+        hidden=128,
+        units=128,
+        encoder_layers=2,
+        groups=8,
+        classes=16,
+        image_depth=8,
+        team_hidden=64,
+        team_layers=1,
+        batch=16,
+        length=32,
+        lr=2e-3,
+        clip=100.0,
+        latent_gradient="gumbel",
+        rec_weight=50.0,  # at 1 the code of a sparse grid collapses: see world_model/latent_std
+        dyn_weight=1.0,
+        free_nats=0.1,
+    ),
+)
+PRESETS["ippo_common"] = dataclasses.replace(PRESETS["ippo"], preset="ippo_common", common_reward=True)
+PRESETS["wm_rnd"] = dataclasses.replace(
+    PRESETS["ippo"],
+    preset="wm_rnd",
+    projection=ProjectionConfig(coef=0.1, symmetry_end=0.5, schedule="linear"),
+    curiosity=CuriosityConfig(kind="rnd"),
+)
+PRESETS["original"] = dataclasses.replace(
+    PRESETS["wm_rnd"],
+    preset="original",
+    projection=ProjectionConfig(coef=0.1, imagination_steps=32, view="focal"),
 )
 
 

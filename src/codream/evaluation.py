@@ -22,9 +22,11 @@ from rich.table import Table
 from codream.agents import Agents, Player, load
 from codream.config import ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv, TimeStep
+from codream.envs.cooperation import cooperation_counter
 from codream.envs.references import references_for
 from codream.progress import Bar, clock
 from codream.runs import Run, device, environment_version
+from codream.social import Outcomes, Social
 
 __all__ = ["CrossPlay", "Row", "as_host", "evaluate", "play"]
 
@@ -62,13 +64,17 @@ class CrossPlay:
     members: dict[str, list[str]]
     """Agents of each side."""
     rows: list[Row]
+    social: Social | None = None
+    """Social outcomes of self-play, where all agents are of one side."""
 
     def to_json(self) -> dict[str, Any]:
-        """`{"environment", "episodes", "rows": [{"sides", "returns", "stderr"}]}`, plain values."""
+        """`{"environment", "episodes", "rows": [{"sides", "returns", "stderr"}]}`, plain values; with one side also
+        `"social": {"efficiency", "equality", "sustainability", "cooperation"}`, each [mean, standard error]."""
         rows = [dataclasses.asdict(row) for row in self.rows]
         for row in rows:  # one episode has no standard error, and JSON no NaN
             row["stderr"] = {a: None if math.isnan(x) else x for a, x in row["stderr"].items()}
-        return {"environment": self.environment, "episodes": self.episodes, "rows": rows}
+        found = {"environment": self.environment, "episodes": self.episodes, "rows": rows}
+        return found if self.social is None else {**found, "social": self.social.to_json()}
 
     def mean(self, side: str, **players: str) -> tuple[float, float]:
         """Return of one agent of `side`, and its standard error, where `players` play: `mean("agent",
@@ -92,7 +98,8 @@ class CrossPlay:
         table = self._matrix() if len(self.members) == 2 else self._list()
         order = " and one ".join(self.members) + (" (below)" if len(self.members) == 2 else "")
         table.title = escape(f"{self.environment}: return per episode of one {order}")
-        table.caption = escape(self.conditions())
+        social = "" if self.social is None else f"{self.social.sentence()}\n"
+        table.caption = escape(social + self.conditions())
         table.caption_justify = table.title_justify = "left"
         return table
 
@@ -170,13 +177,15 @@ def evaluate(
     copies = min(episodes, MOST_COPIES)
     host = as_host(agents.make_env(copies), copies)
     rows = []
+    outcomes = Outcomes(spec.agents, copies) if len(spec.sides) == 1 else None
     with Bar("evaluate", len(line_ups) * seeds * episodes, unit="episodes", show=progress) as bar:
         for sides, players in line_ups:
             bar.note(", ".join(f"{side} {name}" for side, name in sides.items()))
             returns = []
             for seed in range(seeds):
                 done = len(rows) * seeds * episodes + seed * episodes
-                returns.append(play(host, players, episodes, seed, lambda n, done=done: bar.update(done + n)))
+                tell = lambda n, done=done: bar.update(done + n)  # noqa: E731
+                returns.append(play(host, players, episodes, seed, tell, outcomes))
             rows.append(_row(spec, sides, np.concatenate(returns)))
         bar.update(len(rows) * seeds * episodes, last=True)
     host.close()
@@ -192,6 +201,7 @@ def evaluate(
         seconds=time.monotonic() - began,
         members={side: [spec.agents[i] for i in members] for side, members in spec.sides.items()},
         rows=rows,
+        social=None if outcomes is None else outcomes.social(),
     )
 
 
@@ -263,12 +273,18 @@ def _opponents(
 
 
 def play(
-    env: HostEnv, players: dict[str, Any], episodes: int, seed: int = 0, tell: Any = None
+    env: HostEnv,
+    players: dict[str, Any],
+    episodes: int,
+    seed: int = 0,
+    tell: Any = None,
+    outcomes: Outcomes | None = None,
 ) -> Float[np.ndarray, "episodes agents"]:
     """Returns of every agent in exactly `episodes` episodes, over all copies of a host environment.
 
     `players`: for each side an object with `act(timestep, rng) -> actions [copies, agents]`. How many
     episodes each copy plays is fixed beforehand, so that short episodes do not count more than long ones.
+    `outcomes` also sees every step of those episodes.
     """
     copies, sides = env.num_envs, env.spec.sides
     quota = np.full(copies, episodes // copies) + (np.arange(copies) < episodes % copies)
@@ -279,6 +295,8 @@ def play(
     total = np.zeros((copies, env.spec.num_agents))
     played = np.zeros(copies, int)
     here = env.reset(draw())
+    if outcomes is not None:
+        outcomes.begin()
     distinct = {id(player): _fresh(player) for player in players.values()}
     while (played < quota).any():
         answers = {key: player.act(here, rng) for key, player in distinct.items()}
@@ -288,8 +306,12 @@ def play(
             actions[:, columns] = answers[id(players[side])][:, columns]
         before, here = here, env.step(actions, draw())
         total = np.where(np.asarray(before.last)[:, None], 0.0, total) + np.asarray(here.reward)
+        if outcomes is not None:
+            outcomes.step(np.asarray(here.reward), np.asarray(before.last), getattr(env, "choices", None))
         for c in np.flatnonzero(np.asarray(here.last) & (played < quota)):
             returns.append(total[c].copy())
+            if outcomes is not None:
+                outcomes.finish(int(c))
             played[c] += 1
         if tell is not None:
             tell(len(returns))
@@ -307,15 +329,22 @@ def as_host(env: HostEnv | GraphEnv, copies: int) -> HostEnv:
 
 
 class GraphCopies:
-    """Copies of an in-graph environment behind the interface of a host environment."""
+    """Copies of an in-graph environment behind the interface of a host environment.
+
+    `choices`: [copies, agents, 2], cooperative choices in the last step and all, where the environment defines them.
+    """
 
     spec: EnvSpec
     num_envs: int
+    choices: Float[np.ndarray, "copies agents 2"] | None
 
     def __init__(self, env: GraphEnv, copies: int):
         self.spec, self.num_envs = env.spec, copies
+        self.choices = None
         self._keys = jax.jit(jax.vmap(jax.random.key))
         self._reset, self._step = jax.jit(jax.vmap(env.reset)), jax.jit(jax.vmap(env.step))
+        counter = cooperation_counter(env)
+        self._count = None if counter is None else jax.jit(jax.vmap(counter))
         self._state: Any = None
 
     def reset(self, seeds: Int[np.ndarray, " copies"]) -> TimeStep:
@@ -323,7 +352,10 @@ class GraphCopies:
         return jax.device_get(here)
 
     def step(self, actions: Int[np.ndarray, "copies agents"], seeds: Int[np.ndarray, " copies"]) -> TimeStep:
-        self._state, here = self._step(self._keys(seeds), self._state, actions)
+        before = self._state
+        self._state, here = self._step(self._keys(seeds), before, actions)
+        if self._count is not None:
+            self.choices = np.asarray(self._count(before, self._state))
         return jax.device_get(here)
 
     def close(self) -> None:

@@ -104,15 +104,18 @@ def sample_index(key: PRNGKeyArray, log_probs: Float[Array, "*s classes"]) -> In
 
 
 def sample_onehot(
-    key: PRNGKeyArray, log_probs: Float[Array, "*s classes"], gradient: str = "straight_through"
+    key: PRNGKeyArray,
+    log_probs: Float[Array, "*s classes"],
+    gradient: str = "straight_through",
+    temperature: float = 1.0,
 ) -> Float[Array, "*s classes"]:
     """A one-hot sample whose gradient is that of the probabilities (`straight_through`), or of the
-    Gumbel-softmax at temperature 1 with the sample's own noise (`gumbel`)."""
+    Gumbel-softmax at `temperature` with the sample's own noise (`gumbel`)."""
     if gradient == "straight_through":
         index, soft = sample_index(key, jax.lax.stop_gradient(log_probs)), jnp.exp(log_probs)
     else:
         noisy = log_probs + jax.random.gumbel(key, log_probs.shape)
-        index, soft = jnp.argmax(noisy, axis=-1), jax.nn.softmax(noisy)
+        index, soft = jnp.argmax(noisy, axis=-1), jax.nn.softmax(noisy / temperature)
     hard = jax.nn.one_hot(index, log_probs.shape[-1])
     return hard + soft - jax.lax.stop_gradient(soft)
 

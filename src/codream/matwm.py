@@ -13,21 +13,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from codream.actor_critic import Agents, improve, init_agents, log_policy
 from codream.config import Config, WorldModelConfig
+from codream.curiosity import Curiosity, bonus, errors, init_curiosity, see, train_curiosity
 from codream.envs import EnvSpec, TimeStep
-from codream.imagination import dream
+from codream.imagination import Dream, dream
 from codream.latents import sample_index
+from codream.metrics import Metrics, add_metrics, repeat
 from codream.players import RANDOM, Past, draw_players, past_log_probs, snapshot
 from codream.replay import Replay, sample_recent, sample_starts, sequences
-from codream.world_model import Hidden, WorldModel, world_model_loss
+from codream.world_model import Hidden, Sequence, WorldModel, world_model_loss
 
 __all__ = ["Memory", "Metrics", "State", "act", "add_metrics", "init", "init_memory", "observe", "update"]
-
-# name → (sum, count): means can be taken over any stretch of steps.
-Metrics = dict[str, tuple[Float[Array, ""], Num[Array, ""]]]
 
 
 class State(eqx.Module):
@@ -42,6 +41,20 @@ class State(eqx.Module):
     due_from: Int[Array, ""]  # steps already looked at by `update`
     world_model_updates: Int[Array, ""]
     agents_updates: Int[Array, ""]
+    curiosity: Curiosity | None = None
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self.world_model.spec
+
+    def for_acting(self) -> State:
+        """The state without what only training needs: replay, optimisers, curiosity."""
+        return eqx.tree_at(
+            lambda s: (s.replay, s.optimiser, s.agents.optimiser, s.curiosity),
+            self,
+            (Replay.empty(self.spec, 1, 1), None, None, None),
+            is_leaf=lambda x: x is None,
+        )
 
 
 class Memory(eqx.Module):
@@ -70,6 +83,7 @@ def world_model_optimiser(config: WorldModelConfig) -> optax.GradientTransformat
 def init(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> State:
     """A fresh state. `config` must be resolved for `spec`."""
     model_key, agents_key = jax.random.split(key)
+    curiosity_key = jax.random.fold_in(key, 2)
     model = WorldModel(spec, config.world_model, model_key)
     coded = config.world_model.latent == "categorical"
     agents = init_agents(
@@ -88,6 +102,7 @@ def init(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> State:
         due_from=zero,
         world_model_updates=zero,
         agents_updates=zero,
+        curiosity=init_curiosity(spec, config.curiosity, curiosity_key),
     )
     # Every leaf a buffer of its own, so that drivers may donate the state.
     return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, state)
@@ -201,7 +216,8 @@ def train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[
         state,
         (model, optimiser, state.world_model_updates + 1),
     )
-    return state, {"loss": loss, **parts, "grad_norm": optax.tree.norm(grads)}
+    state, curious = _seen(state, batch, config)
+    return state, {"loss": loss, **parts, **curious, "grad_norm": optax.tree.norm(grads)}
 
 
 def train_agents(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
@@ -222,29 +238,45 @@ def train_agents(state: State, key: PRNGKeyArray, config: Config) -> tuple[State
     context = jax.vmap(contexts)(everyone, jax.random.split(start_key, spec.num_agents))
     imagined = dream(model, lambda s, mask: log_policy(agents.actor, s, mask), context, settings.horizon, dream_key)
     count = state.agents_updates + 1
+    intrinsic, curiosity = _imagined_bonus(state, imagined, config)
+    if intrinsic is not None:
+        imagined = eqx.tree_at(lambda d: d.reward, imagined, imagined.reward + config.curiosity.coef * intrinsic)
     trained, metrics = improve(agents, imagined, count, settings)
+    if intrinsic is not None:
+        metrics["intrinsic_reward"] = jnp.mean(intrinsic, axis=(1, 2))
+        state = eqx.tree_at(lambda s: s.curiosity, state, curiosity)
     return eqx.tree_at(lambda s: (s.agents, s.agents_updates), state, (trained, count)), metrics
 
 
-def add_metrics(total: Any, more: Any) -> Any:
-    """Sum of two trees of metrics. Once an entry is not finite all stay as they are: it would only infect the rest."""
-    healthy = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(total)]))
-    return jax.tree.map(lambda a, b: jnp.where(healthy, a + b, a), total, more)
+def _imagined_bonus(
+    state: State, imagined: Dream, config: Config
+) -> tuple[Float[Array, "agents starts horizon"] | None, Curiosity | None]:
+    """Intrinsic rewards of imagined steps, for the decoded observations that they lead to.
+
+    Curiosity enters here and not in the stored reward, so that the world model learns the game's own reward, and
+    what is rewarded is what is new now instead of when it was stored.
+    """
+    curiosity, spec = state.curiosity, state.spec
+    if curiosity is None:
+        return None, None
+    obs = jax.vmap(jax.vmap(jax.vmap(state.world_model.representation.decode)))(imagined.latent[:, :, 1:])
+    if not spec.is_image:
+        obs = jnp.where(jnp.asarray(spec.obs_valid)[:, None, None], obs, 0.0)
+    obs = jnp.moveaxis(obs, (0, 2), (2, 0))  # [horizon, starts, agents, …]
+    error = errors(curiosity, obs.reshape(-1, *obs.shape[2:]), config.curiosity).reshape(obs.shape[:3])
+    reward, curiosity = bonus(curiosity, error, jnp.ones(error.shape, bool), config.agents.gamma)
+    return jnp.moveaxis(reward, (0, 2), (2, 0)), curiosity
 
 
-def _repeat(train: Any, state: State, count: Int[Array, ""], key: PRNGKeyArray, config: Config) -> tuple[State, Any]:
-    """`count` updates in a row, and the sum of their metrics."""
-    params, static = eqx.partition(state, eqx.is_array)
-    shapes = jax.eval_shape(lambda p: train(eqx.combine(p, static), key, config)[1], params)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        params, total = carry
-        state, metrics = train(eqx.combine(params, static), jax.random.fold_in(key, i), config)
-        return eqx.filter(state, eqx.is_array), add_metrics(total, metrics)
-
-    params, total = jax.lax.fori_loop(0, count, body, (params, zeros))
-    return eqx.combine(params, static), total
+def _seen(state: State, batch: Sequence, config: Config) -> tuple[State, dict[str, Array]]:
+    """One update of the predictors of curiosity on the observations of a world-model batch."""
+    if state.curiosity is None:
+        return state, {}
+    # An equal share of the batch is each agent's, in order.
+    by_agent = lambda x: jnp.swapaxes(x.reshape(state.spec.num_agents, -1, *x.shape[2:]), 0, 1)  # noqa: E731
+    obs, acted = by_agent(batch.obs), by_agent(jax.vmap(lambda s: s.acting[:, s.focal])(batch))
+    curiosity, loss = train_curiosity(see(state.curiosity, obs, acted), obs, acted, config.curiosity)
+    return eqx.tree_at(lambda s: s.curiosity, state, curiosity), {"curiosity": loss}
 
 
 def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metrics]:
@@ -252,8 +284,8 @@ def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metr
     model_key, agents_key = jax.random.split(key)
     model_due = _due(state, config.world_model_every, config)
     agents_due = _due(state, config.agents_every, config)
-    state, model_sums = _repeat(train_world_model, state, model_due, model_key, config)
-    state, agent_sums = _repeat(train_agents, state, agents_due, agents_key, config)
+    state, model_sums = repeat(train_world_model, state, model_due, model_key, config)
+    state, agent_sums = repeat(train_agents, state, agents_due, agents_key, config)
     metrics: Metrics = {f"world_model/{name}": (total, model_due) for name, total in model_sums.items()}
     for i, agent in enumerate(state.world_model.spec.agents):
         for name, total in agent_sums.items():

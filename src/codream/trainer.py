@@ -13,7 +13,7 @@ import numpy as np
 from codream import checkpoint as checkpoints
 from codream.config import Config, ConfigError, preset
 from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv
-from codream.matwm import Metrics, add_metrics
+from codream.metrics import Metrics, add_metrics
 from codream.progress import Bar
 from codream.runs import Run, RunError, build_env
 from codream.training import GraphDriver, HostDriver, Runner, driver_for
@@ -30,6 +30,8 @@ CHANGEABLE = (
     "world_model.lr",
     "world_model.outcome_lr",
     "agents.lr",
+    "ppo.lr",
+    "curiosity.lr",
 )
 """Options that may differ when a run is resumed."""
 
@@ -252,7 +254,7 @@ class _Loop:
             f"{', '.join(f'{name} became {bad[name]}' for name in parts)} between the steps "
             f"{self.logged} and {self.steps}; training has stopped and nothing of this was saved. "
             f"{self._how_to_go_on()}\n"
-            "A lower learning rate may help: --world-model.lr, --agents.lr"
+            "A lower learning rate may help: --world-model.lr, --agents.lr, --ppo.lr"
         )
 
     def _save(self, runner: Runner) -> None:

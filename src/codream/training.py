@@ -14,19 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from codream import matwm
+from codream.algorithms import algorithm
 from codream.config import Config
 from codream.envs import EnvSpec, GraphEnv, HostEnv, TimeStep
-from codream.matwm import Memory, Metrics, State
+from codream.metrics import Metrics
 
-__all__ = ["GraphDriver", "HostDriver", "Runner", "choose", "driver_for", "learn"]
+__all__ = ["GraphDriver", "HostDriver", "Runner", "choose", "common_reward", "driver_for", "learn"]
 
 
 class Runner(eqx.Module):
     """A run in progress, and all of it: this is what a checkpoint holds."""
 
-    state: State
-    memory: Memory
+    state: Any  # see `codream.algorithms.State`
+    memory: Any  # what acting agents remember, as the algorithm has it
     here: TimeStep  # where every copy of the environment stands
     env_state: Any  # of an in-graph environment; None on the host
     episode_return: Float[Array, "copies agents"]
@@ -37,7 +37,7 @@ class Choice(eqx.Module):
     """What `choose` hands to the environment and to `learn`."""
 
     action: Int[Array, "copies agents"]
-    memory: Memory
+    memory: Any
     env_keys: Key[Array, " copies"]  # one for each copy
     update_key: PRNGKeyArray
     key: PRNGKeyArray
@@ -46,27 +46,36 @@ class Choice(eqx.Module):
 def choose(runner: Runner, config: Config) -> Choice:
     """Act in every copy, and split the key for what follows."""
     key, act_key, env_key, update_key = jax.random.split(runner.key, 4)
-    action, memory = matwm.act(runner.state, runner.memory, runner.here, act_key, config)
+    action, memory = algorithm(config).act(runner.state, runner.memory, runner.here, act_key, config)
     return Choice(action, memory, jax.random.split(env_key, len(action)), update_key, key)
+
+
+def common_reward(here: TimeStep, there: TimeStep) -> TimeStep:
+    """`there` with every agent paid the sum of what all who acted in `here` earned."""
+    total = jnp.sum(jnp.where(here.acting, there.reward, 0.0), axis=-1, keepdims=True)
+    return eqx.tree_at(lambda t: t.reward, there, jnp.broadcast_to(total, there.reward.shape))
 
 
 def learn(runner: Runner, choice: Choice, there: TimeStep, env_state: Any, config: Config) -> tuple[Runner, Metrics]:
     """Observe the step that was taken, then make every update that is due."""
-    state = matwm.observe(runner.state, runner.here, choice.action, there)
-    state, metrics = matwm.update(state, choice.update_key, config)
+    learner = algorithm(config)
+    paid = common_reward(runner.here, there) if config.common_reward else there
+    state = learner.observe(runner.state, runner.here, choice.action, paid)
+    state, metrics = learner.update(state, choice.update_key, config)
     # A step that resets carries no reward; the first step of an episode starts the sum anew.
     total = jnp.where(runner.here.first[:, None], 0.0, runner.episode_return)
     total = total + jnp.where(runner.here.acting, there.reward, 0.0)
     ended = jnp.asarray(there.last) & ~jnp.asarray(runner.here.last)
     count = jnp.sum(ended)
-    for i, agent in enumerate(state.world_model.spec.agents):
+    for i, agent in enumerate(state.spec.agents):
         metrics[f"episode/return/{agent}"] = (jnp.sum(jnp.where(ended, total[:, i], 0.0)), count)
     return Runner(state, choice.memory, there, env_state, total, choice.key), metrics
 
 
-def _start(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> tuple[State, Memory, Float[Array, "copies agents"]]:
-    state = matwm.init(key, spec, config)
-    memory = matwm.init_memory(state, config.num_envs, config)
+def _start(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> tuple[Any, Any, Float[Array, "copies agents"]]:
+    learner = algorithm(config)
+    state = learner.init(key, spec, config)
+    memory = learner.init_memory(state, config.num_envs, config)
     return state, memory, jnp.zeros((config.num_envs, spec.num_agents))
 
 

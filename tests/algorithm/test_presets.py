@@ -83,7 +83,7 @@ def test_presets_hold_the_papers_numbers(path):
     assert value_at(preset("summary"), path) == summary
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name, config in PRESETS.items() if config.algo == "matwm"])
 def test_every_preset_builds_and_updates(name):
     """Traced with its real sizes, without allocating them."""
     config = preset(name).resolve(TAG)
@@ -155,7 +155,7 @@ def numbers(cls, prefix=""):
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(field.default):
             yield from numbers(type(field.default), f"{field.name}.")
-        elif "int" in str(field.type) or "float" in str(field.type):
+        elif str(field.type).startswith(("int", "float")):
             yield prefix + field.name
 
 

@@ -1,0 +1,62 @@
+"""The learners by name. Drivers and players know a learner only by what `Algorithm` lists."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from codream import matwm, wm_rnd
+from codream.config import Config
+from codream.envs import EnvSpec, TimeStep
+from codream.metrics import Metrics
+
+__all__ = ["Algorithm", "State", "algorithm"]
+
+
+@runtime_checkable
+class State(Protocol):
+    """Everything that training needs to go on, as one Equinox module."""
+
+    steps: Int[Array, ""]  # environment steps, over all copies
+
+    @property
+    def spec(self) -> EnvSpec: ...
+
+    def for_acting(self) -> Any:
+        """The state without what only training needs."""
+        ...
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """Pure functions over one typed state."""
+
+    def init(self, key: PRNGKeyArray, spec: EnvSpec, config: Config) -> Any: ...
+
+    def init_memory(self, state: Any, copies: int, config: Config) -> Any: ...
+
+    def act(
+        self,
+        state: Any,
+        memory: Any,
+        here: TimeStep,
+        key: PRNGKeyArray,
+        config: Config,
+        *,
+        collect: bool = True,
+        greedy: bool = False,
+    ) -> tuple[Int[Array, "copies agents"], Any]: ...
+
+    def observe(self, state: Any, here: TimeStep, action: Int[Array, "copies agents"], there: TimeStep) -> Any: ...
+
+    def update(self, state: Any, key: PRNGKeyArray, config: Config) -> tuple[Any, Metrics]: ...
+
+
+_MODULES: dict[str, ModuleType] = {"matwm": matwm, "wm_rnd": wm_rnd}
+
+
+def algorithm(config: Config) -> Algorithm:
+    """The learner that `config.algo` names."""
+    return _MODULES[config.algo]  # pyright: ignore[reportReturnType]

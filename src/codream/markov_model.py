@@ -1,0 +1,163 @@
+"""WM-RND's world model: from one agent's observation and the actions, its next latent and everyone's rewards.
+
+It has no memory: what is not seen now is noise. The latent is MATWM's categorical code. Its target cannot collapse,
+because the code must also reconstruct the observation: a constant code would leave the whole of `rec`. The measure
+that would show a collapse is the effective rank of the code over a batch (`latent_rank`), logged beside `rec`.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+
+from codream.config import Config
+from codream.envs import EnvSpec
+from codream.nets import MLP
+from codream.partners import TeammatePredictor, others_of
+from codream.representation import Categorical
+
+__all__ = ["MarkovModel", "Transition", "latent_rank", "markov_loss", "own_first"]
+
+
+def own_first(num_agents: int) -> Int[np.ndarray, "agents agents"]:
+    """For each focal agent, itself and then the others in order: how it numbers the agents."""
+    return np.concatenate([np.arange(num_agents, dtype=np.int32)[:, None], others_of(num_agents)], axis=1)
+
+
+class Transition(eqx.Module):
+    """One step as its focal agent saw it. Actions and rewards are of all agents, in the environment's order."""
+
+    obs: Shaped[Array, "*shape"]
+    mask: Bool[Array, " actions"]
+    action: Int[Array, " agents"]
+    acting: Bool[Array, " agents"]
+    reward: Float[Array, " agents"]  # in units of the reward scale
+    terminal: Bool[Array, ""]
+    obs_next: Shaped[Array, "*shape"]
+    focal: Int[Array, ""]
+
+
+class MarkovModel(eqx.Module):
+    """Encoder, decoder and dynamics (`representation`), action mixer, heads, teammate predictor."""
+
+    representation: Categorical
+    mixer: MLP
+    reward: MLP
+    cont: MLP
+    mask: MLP | None
+    team: TeammatePredictor | None
+    actions: str = eqx.field(static=True)
+    spec: EnvSpec = eqx.field(static=True)
+
+    def __init__(self, spec: EnvSpec, config: Config, key: PRNGKeyArray):
+        sizes, n = config.world_model, spec.num_agents
+        k = jax.random.split(key, 6)
+        self.spec, self.actions = spec, config.projection.actions
+        self.representation = Categorical(spec, sizes, k[0])
+        z = self.representation.size
+        inputs = z + n + spec.max_actions * (1 if self.actions == "own" else n)
+        self.mixer = MLP(inputs, sizes.hidden, sizes.units, 1, k[1])
+        # A reward of 0 is predicted at first.
+        self.reward = MLP(sizes.hidden, n, sizes.units, sizes.head_layers, k[2], 0.0)
+        self.cont = MLP(sizes.hidden, 1, sizes.units, sizes.head_layers, k[3], 0.0)
+        self.mask = MLP(z, spec.max_actions, sizes.units, sizes.head_layers, k[4]) if spec.has_mask else None
+        predicts = n > 1 and "predicted" in (self.actions, config.imagined_partners)
+        self.team = TeammatePredictor(z, spec, sizes, k[5]) if predicts else None
+
+    def others(self, z: Float[Array, " z"], focal: Int[Array, ""]) -> Float[Array, "others actions"]:
+        """ln p̂ of what the others do now, from this latent alone."""
+        assert self.team is not None
+        log_probs, _ = self.team.full(z[None], focal, jnp.zeros(1, jnp.int32), jnp.ones(1, bool))
+        return log_probs[0]
+
+    def step(
+        self, z: Float[Array, " z"], actions: Float[Array, "agents actions"], focal: Int[Array, ""]
+    ) -> Float[Array, " hidden"]:
+        """h: the latent, who is focal, and the actions (one-hot or probabilities, the focal agent's first)."""
+        seen = actions[:1] if self.actions == "own" else actions
+        who = jax.nn.one_hot(focal, self.spec.num_agents)
+        return jax.nn.silu(self.mixer(jnp.concatenate([z, who, seen.reshape(-1)])))
+
+    def next(self, h: Float[Array, " hidden"], key: PRNGKeyArray) -> Float[Array, " z"]:
+        """A sample of the next latent, with a gradient."""
+        nothing = jnp.zeros(0)
+        return self.representation.next(self.representation.prior(h, nothing), nothing, jnp.zeros(0, bool), key)
+
+    def allowed(self, z: Float[Array, " z"], agent: Int[Array, ""]) -> Bool[Array, " actions"]:
+        """Actions that the agent may take, as predicted where the environment has masks."""
+        exists = jnp.asarray(self.spec.action_valid)[agent]
+        if self.mask is None:
+            return exists
+        mask = (self.mask(z) > 0) & exists
+        return jnp.where(mask.any(), mask, exists)
+
+
+def latent_rank(z: Float[Array, "n z"]) -> Float[Array, ""]:
+    """Effective rank of latents over a batch (Roy and Vetterli 2007): exp of the entropy of the normalised singular
+    values of the centred batch. 1 (or 0 / 0, given as 1) if all latents lie on a line, up to their length."""
+    centred = z - jnp.mean(z, axis=0)
+    squared = jnp.clip(jnp.linalg.eigvalsh(centred.T @ centred), 0.0)
+    singular = jnp.sqrt(squared)
+    share = singular / jnp.maximum(jnp.sum(singular), 1e-12)
+    return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0.0)))
+
+
+def _parts(model: MarkovModel, t: Transition, key: PRNGKeyArray) -> dict[str, Array]:
+    """The losses of one transition, unweighted."""
+    code, spec = model.representation, model.spec
+    here_key, next_key = jax.random.split(key)
+    z, _ = code.posterior(t.obs, here_key)
+    z_next, posterior_next = code.posterior(t.obs_next, next_key)
+    order = jnp.asarray(own_first(spec.num_agents))[t.focal]
+    valid = jnp.asarray(spec.obs_valid)[t.focal]
+
+    took = t.acting[order]
+    actions = jax.nn.one_hot(t.action[order], spec.max_actions) * took[:, None]
+    parts: dict[str, Array] = {}
+    if model.team is not None:
+        log_probs = model.others(z, t.focal)
+        chosen = jnp.sum(log_probs * actions[1:], axis=-1)
+        parts["team"] = -jnp.sum(jnp.where(took[1:], chosen, 0.0))
+        hit = (jnp.argmax(log_probs, axis=-1) == t.action[order][1:]) & took[1:]
+        parts["team_accuracy"] = jnp.sum(hit) / jnp.maximum(jnp.sum(took[1:]), 1)
+        if model.actions == "predicted":
+            actions = jnp.concatenate([actions[:1], jax.lax.stop_gradient(jnp.exp(log_probs))])
+    h = model.step(z, actions, t.focal)
+    parts["rec"] = code.reconstruction_loss(z, t.obs, valid)
+    parts |= code.transition_loss(code.prior(h, z), z, z_next, posterior_next, valid)
+    parts["reward"] = jnp.sum((model.reward(h) - t.reward[order]) ** 2)
+    parts["continue"] = optax.sigmoid_binary_cross_entropy(model.cont(h)[0], 1.0 - t.terminal)
+    if model.mask is not None:
+        loss = optax.sigmoid_binary_cross_entropy(model.mask(z), t.mask.astype(jnp.float32))
+        parts["mask"] = jnp.sum(jnp.where(jnp.asarray(spec.action_valid)[t.focal], loss, 0.0))
+    return parts
+
+
+def markov_loss(
+    model: MarkovModel, batch: Transition, key: PRNGKeyArray, config: Config
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """L = rec + rew + con + team + β₁ (mask + dyn) + β₂ rep over the steps that the focal agent took, and its parts.
+
+    Weights and the parts' names are the MATWM world model's (`world_model.*_weight`); rew is the squared error of
+    all agents' rewards, whose mean it thus predicts. `batch` has a leading axis.
+    """
+    keys = jax.random.split(key, len(batch.focal))
+    parts = jax.vmap(_parts, in_axes=(None, 0, 0))(model, batch, keys)
+    took = jax.vmap(lambda t: t.acting[t.focal])(batch)
+    parts = {name: jnp.sum(jnp.where(took, x, 0.0)) / jnp.maximum(jnp.sum(took), 1) for name, x in parts.items()}
+    w = config.world_model
+    weights = {
+        "rec": w.rec_weight,
+        "reward": w.reward_weight,
+        "continue": w.continue_weight,
+        "dyn": w.dyn_weight,
+        "rep": w.rep_weight,
+        "mask": w.mask_weight,
+        "team": w.team_weight,
+    }
+    total = jnp.asarray(sum(weight * parts[name] for name, weight in weights.items() if name in parts))
+    return total, parts

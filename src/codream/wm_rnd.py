@@ -1,0 +1,371 @@
+"""WM-RND: init, act, observe, update. PPO on real steps, a gradient through imagined ones, curiosity.
+
+With `projection.coef = 0` and no curiosity this is independent PPO: no model is made and nothing is imagined.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+
+from codream.config import Config
+from codream.curiosity import Curiosity, bonus, errors, init_curiosity, see, train_curiosity
+from codream.envs import EnvSpec, TimeStep
+from codream.latents import sample_index
+from codream.markov_model import MarkovModel, Transition, latent_rank, markov_loss
+from codream.metrics import Metrics, repeat, zeros_like_result
+from codream.moments import Moments
+from codream.ppo import Batch, Learner, gae, init_learners, observed, ppo_loss, ppo_optimiser
+from codream.projection import imagined_return, model_without_gradient, symmetry_ratio
+from codream.rollout import Rollout, flat
+
+__all__ = ["Memory", "State", "act", "init", "init_memory", "observe", "update"]
+
+
+class State(eqx.Module):
+    """Everything that training needs to go on."""
+
+    learners: Learner  # stacked on a leading agent axis
+    optimiser: Any
+    world_model: MarkovModel | None
+    model_optimiser: Any
+    curiosity: Curiosity | None
+    rollout: Rollout
+    returns: Moments  # of discounted returns, per agent: their scale
+    running_return: Float[Array, "copies agents"]  # discounted, since the episode's start
+    rewards: Moments  # of all agents' rewards together
+    steps: Int[Array, ""]  # environment steps, over all copies
+    updates: Int[Array, ""]
+    spec: EnvSpec = eqx.field(static=True)
+
+    def for_acting(self) -> State:
+        """The state without what only training needs: rollout, optimisers, curiosity."""
+        return eqx.tree_at(
+            lambda s: (s.rollout, s.optimiser, s.model_optimiser, s.curiosity),
+            self,
+            (Rollout.empty(self.spec, 1, 1), None, None, None),
+            is_leaf=lambda x: x is None,
+        )
+
+
+class Memory(eqx.Module):
+    """The policies see the current observation only, so there is nothing to remember."""
+
+
+def model_optimiser(config: Config) -> optax.GradientTransformation:
+    """Adam after clipping, for the world model."""
+    return optax.chain(optax.clip_by_global_norm(config.world_model.clip), optax.adam(config.world_model.lr))
+
+
+def init(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> State:
+    """A fresh state. `config` must be resolved for `spec`."""
+    learner_key, model_key, curiosity_key = jax.random.split(key, 3)
+    learners, optimiser = init_learners(spec, config.ppo, learner_key)
+    model = MarkovModel(spec, config, model_key) if config.projection.coef > 0 else None
+    zero = jnp.zeros((), jnp.int32)
+    state = State(
+        learners=learners,
+        optimiser=optimiser,
+        world_model=model,
+        model_optimiser=None if model is None else model_optimiser(config).init(eqx.filter(model, eqx.is_array)),
+        curiosity=init_curiosity(spec, config.curiosity, curiosity_key),
+        rollout=Rollout.empty(spec, config.ppo.rollout, config.num_envs),
+        returns=Moments.empty((spec.num_agents,)),
+        running_return=jnp.zeros((config.num_envs, spec.num_agents)),
+        rewards=Moments.empty(()),
+        steps=zero,
+        updates=zero,
+        spec=spec,
+    )
+    # Every leaf a buffer of its own, so that drivers may donate the state.
+    return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, state)
+
+
+def init_memory(state: State, copies: int, config: Config) -> Memory:
+    """Memory before any episode."""
+    del state, copies, config
+    return Memory()
+
+
+def act(
+    state: State,
+    memory: Memory,
+    here: TimeStep,
+    key: PRNGKeyArray,
+    config: Config,
+    *,
+    collect: bool = True,
+    greedy: bool = False,
+) -> tuple[Int[Array, "copies agents"], Memory]:
+    """Actions for every copy and agent. Agents play their current policies, while collecting too."""
+    del config, collect
+    mask = jnp.asarray(here.mask) & jnp.asarray(state.spec.action_valid)
+    mask = jnp.where(mask.any(axis=-1, keepdims=True), mask, jnp.asarray(state.spec.action_valid))
+    x = observed(state.spec, jnp.asarray(here.obs))
+    log_probs = _each_agent(lambda learner, x, mask: jax.vmap(learner.log_probs)(x, mask), state.learners, x, mask)
+    return jnp.argmax(log_probs, axis=-1) if greedy else sample_index(key, log_probs), memory
+
+
+def _each_agent(function: Any, learners: Learner, *rows: Array) -> Array:
+    """Every agent's own learner on its own rows [n, agents, …]."""
+    return eqx.filter_vmap(function, in_axes=(0, *[1] * len(rows)), out_axes=1)(learners, *rows)
+
+
+def observe(state: State, here: TimeStep, action: Int[Array, "copies agents"], there: TimeStep) -> State:
+    """Store one step of every copy, and count the environment steps (a reset is none)."""
+    taken = jnp.sum(~jnp.asarray(here.last)).astype(jnp.int32)
+    return eqx.tree_at(
+        lambda s: (s.rollout, s.steps),
+        state,
+        (state.rollout.add(here, action, there), state.steps + taken),
+    )
+
+
+def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metrics]:
+    """Learn from the rollout when it is full."""
+    params, static = eqx.partition(state, eqx.is_array)
+
+    @jax.jit  # so that it is traced once, for the shapes and for the branch
+    def learned(params: Any, key: PRNGKeyArray) -> tuple[Any, dict[str, Array]]:
+        state, values = _learn(eqx.combine(params, static), key, config)
+        return eqx.filter(state, eqx.is_array), values
+
+    zeros = zeros_like_result(learned, params, key)[1]
+    full = state.rollout.full
+    params, values = jax.lax.cond(full, learned, lambda params, key: (params, zeros), params, key)
+    return eqx.combine(params, static), {name: (x, full.astype(jnp.int32)) for name, x in values.items()}
+
+
+# ------------------------------------------------------------------------------------------ learning
+
+
+def _learn(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
+    """World model, agents and curiosity learn from a full rollout, which is then emptied. Metrics by name."""
+    model_key, agents_key, curiosity_key = jax.random.split(key, 3)
+    state = _scaled(state, config)
+    state, batch, metrics = _judged(state, config)
+    if state.world_model is not None:
+        count = max(1, round(config.ppo.rollout * config.num_envs / config.world_model_every))
+        state, sums = repeat(train_model, state, count, model_key, config)
+        metrics |= {f"world_model/{name}": total / count for name, total in sums.items()}
+        metrics |= {f"world_model/{name}": x for name, x in _code_measures(state, model_key).items()}
+        metrics["symmetry_ratio"] = symmetry_ratio(state.steps, config)
+    state, sums = repeat(train_agents, state, config.ppo.epochs, agents_key, batch, config)
+    each = config.ppo.epochs * config.ppo.minibatches
+    for i, agent in enumerate(state.spec.agents):
+        metrics |= {f"agent/{agent}/{name}": total[i] / each for name, total in sums.items()}
+    if state.curiosity is not None:
+        state, total = repeat(_train_curiosity, state, config.ppo.epochs, curiosity_key, config)
+        metrics["curiosity/loss"] = total / each
+    done = eqx.tree_at(lambda s: (s.rollout, s.updates), state, (state.rollout.emptied(), state.updates + 1))
+    return done, metrics
+
+
+def _scaled(state: State, config: Config) -> State:
+    """Take the rollout's rewards into the scales of rewards and of discounted returns."""
+    rollout = state.rollout
+
+    def forward(total: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+        reward, acting = row
+        total = jnp.where(acting, config.ppo.gamma * total + reward, 0.0)
+        return total, total
+
+    running, totals = jax.lax.scan(forward, state.running_return, (rollout.reward, rollout.acting))
+    return eqx.tree_at(
+        lambda s: (s.running_return, s.returns, s.rewards),
+        state,
+        (
+            running,
+            state.returns.seen(flat(totals), flat(rollout.acting)),
+            state.rewards.seen(rollout.reward.reshape(-1), rollout.acting.reshape(-1)),
+        ),
+    )
+
+
+def _judged(state: State, config: Config) -> tuple[State, Batch, dict[str, Array]]:
+    """The rollout with advantages and log-probabilities under the policies that acted, as [n, agents, …]."""
+    rollout, spec, ppo = state.rollout, state.spec, config.ppo
+    x = observed(spec, rollout.every_obs)
+    mask = flat(rollout.allowed(spec))
+    values = _each_agent(lambda learner, x: jax.vmap(learner.value)(x), state.learners, flat(x))
+    values = values.reshape(rollout.rows + 1, *rollout.action.shape[1:])
+    log_probs = _each_agent(
+        lambda learner, x, mask: jax.vmap(learner.log_probs)(x, mask), state.learners, flat(x[:-1]), mask
+    )
+    reward, metrics = rollout.reward / state.returns.scale, {}
+    if state.curiosity is not None:
+        state, intrinsic = _intrinsic(state, config)
+        reward = reward + config.curiosity.coef * intrinsic
+        count = jnp.maximum(jnp.sum(rollout.acting, axis=(0, 1)), 1)
+        for i, agent in enumerate(spec.agents):
+            metrics[f"agent/{agent}/intrinsic_reward"] = jnp.sum(intrinsic[..., i]) / count[i]
+    advantage = jax.vmap(
+        jax.vmap(lambda r, v, t, a: gae(r, v, t, a, ppo.gamma, ppo.lam), in_axes=1, out_axes=1),
+        in_axes=2,
+        out_axes=2,
+    )(reward, values, rollout.terminal, rollout.acting)
+    chosen = jnp.take_along_axis(log_probs, flat(rollout.action)[..., None], axis=-1)[..., 0]
+    batch = Batch(
+        x=flat(x[:-1]),
+        mask=mask,
+        action=flat(rollout.action),
+        acting=flat(rollout.acting),
+        log_prob=chosen,
+        advantage=flat(advantage),
+        target=flat(advantage + values[:-1]),
+    )
+    return state, batch, metrics
+
+
+def _intrinsic(state: State, config: Config) -> tuple[State, Float[Array, "rows copies agents"]]:
+    """Normalised intrinsic rewards for the observations that the rollout's steps led to."""
+    assert state.curiosity is not None
+    rollout = state.rollout
+    nexts, acting = rollout.every_obs[1:], rollout.acting
+    curiosity = see(state.curiosity, flat(nexts), flat(acting))
+    error = errors(curiosity, flat(nexts), config.curiosity).reshape(acting.shape)
+    intrinsic, curiosity = bonus(curiosity, error, acting, config.ppo.gamma)
+    return eqx.tree_at(lambda s: s.curiosity, state, curiosity), intrinsic
+
+
+def _train_curiosity(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Array]:
+    """One pass of the predictors over the rollout, and the sum of the errors."""
+    assert state.curiosity is not None
+    rollout, parts = state.rollout, config.ppo.minibatches
+    nexts, acting = flat(rollout.every_obs[1:]), flat(rollout.acting)
+    places = jax.random.permutation(key, len(acting)).reshape(parts, -1)
+    params, static = eqx.partition(state.curiosity, eqx.is_array)
+
+    def body(params: Any, at: Array) -> tuple[Any, Array]:
+        curiosity, loss = train_curiosity(eqx.combine(params, static), nexts[at], acting[at], config.curiosity)
+        return eqx.filter(curiosity, eqx.is_array), loss
+
+    params, losses = jax.lax.scan(body, params, places)
+    return eqx.tree_at(lambda s: s.curiosity, state, eqx.combine(params, static)), jnp.sum(losses)
+
+
+def train_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
+    """One update of the world model on random steps of the rollout, each as every agent saw it."""
+    assert state.world_model is not None
+    draw_key, loss_key = jax.random.split(key)
+    spec, rollout = state.spec, state.rollout
+    rows = max(1, config.world_model.batch * config.world_model.length // spec.num_agents)
+    at = jax.random.randint(draw_key, (rows,), 0, rollout.rows * rollout.action.shape[1])
+    batch = _transitions(rollout, at, state.rewards.scale, spec)
+    (loss, parts), grads = eqx.filter_value_and_grad(markov_loss, has_aux=True)(
+        state.world_model, batch, loss_key, config
+    )
+    updates, optimiser = model_optimiser(config).update(grads, state.model_optimiser)
+    model = eqx.apply_updates(state.world_model, updates)
+    state = eqx.tree_at(lambda s: (s.world_model, s.model_optimiser), state, (model, optimiser))
+    return state, {"loss": loss, **parts, "grad_norm": optax.tree.norm(grads)}
+
+
+def _transitions(rollout: Rollout, at: Int[Array, " n"], scale: Float[Array, ""], spec: EnvSpec) -> Transition:
+    """The steps at flat places `at`, each once for every agent as the focal one; one leading axis."""
+    n, agents = len(at), spec.num_agents
+    own = lambda x: jax.lax.collapse(flat(x)[at], 0, 2)  # noqa: E731
+    common = lambda x: jnp.repeat(flat(x)[at], agents, axis=0)  # noqa: E731
+    return Transition(
+        obs=own(rollout.obs),
+        mask=own(rollout.allowed(spec)),
+        action=common(rollout.action),
+        acting=common(rollout.acting),
+        reward=common(rollout.reward) / scale,
+        terminal=own(rollout.terminal),
+        obs_next=own(rollout.every_obs[1:]),
+        focal=jnp.tile(jnp.arange(agents), n),
+    )
+
+
+def _code_measures(state: State, key: PRNGKeyArray) -> dict[str, Array]:
+    """What would show that the code has collapsed: its effective rank and the mean deviation of an entry."""
+    assert state.world_model is not None
+    obs = state.rollout.obs.reshape(-1, *state.spec.obs_shape)
+    some = obs[jax.random.randint(key, (256,), 0, len(obs))]
+    code = state.world_model.representation
+    _, log_probs = jax.vmap(lambda o: code.posterior(o, key))(some)
+    codes = jnp.exp(log_probs).reshape(256, -1)
+    return {"latent_rank": latent_rank(codes), "latent_std": jnp.mean(jnp.std(codes, axis=0))}
+
+
+class Starts(eqx.Module):
+    """Real steps from which one agent imagines."""
+
+    obs: Shaped[Array, "starts agents *shape"]
+    mask: Bool[Array, "starts agents actions"]
+    valid: Bool[Array, " starts"]  # everyone acted
+
+
+def train_agents(state: State, key: PRNGKeyArray, batch: Batch, config: Config) -> tuple[State, dict[str, Array]]:
+    """One pass over the rollout in minibatches, drawn for every agent by itself. Metrics are summed over minibatches
+    and have an agent axis."""
+    agents, parts = state.spec.num_agents, config.ppo.minibatches
+    order_key, key = jax.random.split(key)
+    size = len(batch.acting)
+    places = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(order_key, agents))
+    places = jnp.swapaxes(places.reshape(agents, parts, size // parts), 0, 1)
+    share = min(max(1, config.projection.starts // agents), size // parts)
+    alpha = symmetry_ratio(state.steps, config)
+    model = None if state.world_model is None else model_without_gradient(state.world_model)
+    obs, acting, allowed = flat(state.rollout.obs), flat(state.rollout.acting), flat(state.rollout.allowed(state.spec))
+
+    def body(carry: Any, xs: tuple[Array, Array]) -> tuple[Any, dict[str, Array]]:
+        at, key = xs
+        mine = jax.vmap(lambda column, at: jax.tree.map(lambda x: x[at], column), in_axes=(1, 0))(batch, at)
+        starts = None
+        if model is not None:
+            first = at[:, :share]
+            starts = Starts(obs[first], allowed[first], jnp.all(acting[first], axis=-1))
+        one = lambda learner, optimiser, mine, starts, focal, key: _improve(  # noqa: E731
+            learner, optimiser, mine, starts, focal, state, model, alpha, config, key
+        )
+        learners, optimiser = carry
+        learners, optimiser, metrics = eqx.filter_vmap(one)(
+            eqx.combine(learners, static), optimiser, mine, starts, jnp.arange(agents), jax.random.split(key, agents)
+        )
+        return (eqx.filter(learners, eqx.is_array), optimiser), metrics
+
+    params, static = eqx.partition(state.learners, eqx.is_array)
+    (params, optimiser), metrics = jax.lax.scan(body, (params, state.optimiser), (places, jax.random.split(key, parts)))
+    trained = eqx.tree_at(lambda s: (s.learners, s.optimiser), state, (eqx.combine(params, static), optimiser))
+    return trained, {name: jnp.sum(x, axis=0) for name, x in metrics.items()}
+
+
+def _improve(
+    learner: Learner,
+    optimiser: Any,
+    batch: Batch,
+    starts: Starts | None,
+    focal: Int[Array, ""],
+    state: State,
+    model: MarkovModel | None,
+    alpha: Float[Array, ""],
+    config: Config,
+    key: PRNGKeyArray,
+) -> tuple[Learner, Any, dict[str, Array]]:
+    """One gradient step of one agent: PPO's loss − coef × the imagined return in units of its return scale."""
+
+    def loss(learner: Learner) -> tuple[Array, dict[str, Array]]:
+        total, metrics = ppo_loss(learner, batch, config.ppo)
+        if model is None or starts is None:
+            return total, metrics
+        keys = jax.random.split(key, len(starts.valid))
+        returns, reward = jax.vmap(imagined_return, in_axes=(None, None, 0, 0, None, None, 0, None))(
+            learner, model, starts.obs, starts.mask, focal, alpha, keys, config
+        )
+        weight = starts.valid / jnp.maximum(jnp.sum(starts.valid), 1)
+        imagined = jnp.sum(weight * returns) * state.rewards.scale / state.returns.scale[focal]
+        metrics["imagined_return"] = imagined
+        metrics["imagined_reward"] = jnp.sum(weight * reward) * state.rewards.scale
+        return total - config.projection.coef * imagined, metrics
+
+    (_, metrics), grads = eqx.filter_value_and_grad(loss, has_aux=True)(learner)
+    updates, optimiser = ppo_optimiser(config.ppo).update(grads, optimiser)
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    return eqx.apply_updates(learner, updates), optimiser, metrics

@@ -1,0 +1,491 @@
+"""WM-RND: advantages and losses against numbers, where gradients go, what is learned, and exact resume."""
+
+import dataclasses
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import Toy, arrays, assert_same, copy_until
+from probe_envs import Mixed
+from tiny import tiny
+from tiny_wm_rnd import Bandit, Helping, Same, unresolved
+
+from codream import matwm, train, wm_rnd
+from codream.agents import load
+from codream.algorithms import algorithm
+from codream.checkpoint import saved
+from codream.config import PRESETS, Config, ConfigError, preset
+from codream.envs import EnvSpec
+from codream.evaluation import evaluate
+from codream.markov_model import MarkovModel, latent_rank, own_first
+from codream.ppo import Batch, Learner, gae, observed, ppo_loss
+from codream.projection import imagined_return, symmetry_ratio
+from codream.training import GraphDriver
+
+TWO = Bandit().spec
+TAG = EnvSpec("tag", ("a_0", "a_1", "b_0"), ((4,), (4,), (3,)), (3, 3, 3))
+
+
+def full_state(env, config, seed=0):
+    """A state whose rollout is full, after one update before it."""
+
+    @eqx.filter_jit
+    def play():
+        state = wm_rnd.init(jax.random.key(seed), env.spec, config)
+        env_state, here = jax.vmap(env.reset)(jax.random.split(jax.random.key(1), config.num_envs))
+        memory = wm_rnd.init_memory(state, config.num_envs, config)
+        for step in range(config.ppo.rollout):
+            act_key, env_key = jax.random.split(jax.random.key(step))
+            action, memory = wm_rnd.act(state, memory, here, act_key, config)
+            env_state, there = jax.vmap(env.step)(jax.random.split(env_key, config.num_envs), env_state, action)
+            state = wm_rnd.observe(state, here, action, there)
+            here = there
+        return state
+
+    return play()
+
+
+def leaves(tree):
+    return jax.tree.leaves(eqx.filter(tree, eqx.is_array))
+
+
+def same(one, other):
+    return all(bool(jnp.array_equal(a, b)) for a, b in zip(leaves(one), leaves(other), strict=True))
+
+
+# ------------------------------------------------------------------------------------------ PPO
+
+
+def test_advantages_against_numbers():
+    """γ = ½, λ = ½. Values 1, 1, 4, 2; rewards 1, 2, then the third row."""
+    reward, value = jnp.array([1.0, 2.0, 0.0]), jnp.array([1.0, 1.0, 4.0, 2.0])
+    no, acting = jnp.zeros(3, bool), jnp.ones(3, bool)
+    # Nothing ends: δ = (0.5, 3, −3); Â_2 = −3, Â_1 = 3 − ¾, Â_0 = ½ + ¼ · 2.25.
+    np.testing.assert_allclose(gae(reward, value, no, acting, 0.5, 0.5), [1.0625, 2.25, -3.0])
+    # A true terminal after step 1: what is seen then is worth nothing. δ_1 = 2 − 1.
+    np.testing.assert_allclose(gae(reward, value, no.at[1].set(True), acting, 0.5, 0.5), [0.75, 1.0, -3.0])
+    # A time limit after step 1: row 2 is the last observation, and its value 4 counts. δ_1 = 2 + 2 − 1.
+    np.testing.assert_allclose(gae(reward, value, no, acting.at[2].set(False), 0.5, 0.5), [1.25, 3.0, 0.0])
+
+
+def learner_and_batch(n=6):
+    spec = EnvSpec("masks", ("a", "b"), ((3,),) * 2, (3, 3), has_mask=True)
+    config = unresolved()
+    learner = Learner(spec, config.ppo, jax.random.key(0))
+    learner = eqx.tree_at(lambda m: m.actor.out.weight, learner, learner.actor.out.weight * 100)
+    x = observed(spec, jax.random.normal(jax.random.key(1), (n, 3)))
+    mask = jnp.ones((n, 3), bool).at[:, 2].set(False)
+    action = jnp.arange(n) % 2
+    log_probs = jax.vmap(learner.log_probs)(x, mask)
+    batch = Batch(
+        x=x,
+        mask=mask,
+        action=action,
+        acting=jnp.ones(n, bool),
+        log_prob=jnp.take_along_axis(log_probs, action[:, None], axis=-1)[:, 0],
+        advantage=jax.random.normal(jax.random.key(2), (n,)),
+        target=jnp.zeros(n),
+    )
+    return learner, batch, config.ppo
+
+
+def test_the_ratio_is_1_before_anything_changed_and_clips_after():
+    learner, batch, config = learner_and_batch()
+    loss = eqx.filter_jit(ppo_loss)
+    _, parts = loss(learner, batch, config)
+    np.testing.assert_allclose(parts["actor_loss"], 0.0, atol=1e-6)  # normalised advantages sum to 0
+    np.testing.assert_allclose(parts["kl"], 0.0, atol=1e-6)
+    assert parts["clipped"] == 0
+    assert jnp.exp(jax.vmap(learner.log_probs)(batch.x, batch.mask))[:, 2].max() == 0
+    # As if each action had been half as probable: ratio 2, clipped to 1.2 where the advantage is positive.
+    before = dataclasses.replace(batch, log_prob=batch.log_prob - jnp.log(2.0))
+    _, parts = loss(learner, before, config)
+    a = np.array(batch.advantage - batch.advantage.mean())
+    a /= a.std() + 1e-8
+    np.testing.assert_allclose(parts["actor_loss"], -np.mean(np.where(a > 0, 1.2 * a, 2 * a)), rtol=1e-4)
+    assert parts["clipped"] == 1
+
+
+def test_steps_without_an_action_do_not_count():
+    learner, batch, config = learner_and_batch()
+    batch = dataclasses.replace(batch, acting=batch.acting.at[2].set(False))
+    # The stored action is forbidden there, and everything else nonsense.
+    odd = dataclasses.replace(
+        batch,
+        action=batch.action.at[2].set(2),
+        log_prob=batch.log_prob.at[2].set(-50.0),
+        advantage=batch.advantage.at[2].set(1e6),
+        target=batch.target.at[2].set(1e6),
+    )
+    gradient = eqx.filter_jit(eqx.filter_grad(lambda learner, batch: ppo_loss(learner, batch, config)[0]))
+    for one, other in zip(leaves(gradient(learner, batch)), leaves(gradient(learner, odd)), strict=True):
+        assert np.isfinite(one).all()
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_the_rollout_is_judged_by_the_policies_that_acted():
+    """Log-probabilities are those of the masked policy, and rows in which nobody acts have no advantage."""
+    env = Mixed()
+    config = unresolved({"coef": 0.0}).resolve(env.spec)
+    state = full_state(env, config)
+    _, batch, _ = eqx.filter_jit(wm_rnd._judged)(state, config)
+    assert not np.asarray(batch.acting).all()
+    assert (np.asarray(batch.advantage)[~np.asarray(batch.acting)] == 0).all()
+    chosen = np.take_along_axis(np.asarray(batch.mask), np.asarray(batch.action)[..., None], axis=-1)[..., 0]
+    assert chosen[np.asarray(batch.acting)].all()
+    assert (np.asarray(batch.log_prob)[np.asarray(batch.acting)] > -3).all()
+
+
+# ------------------------------------------------------------------------------------------ self-projection
+
+
+def test_symmetry_follows_its_schedule():
+    def at(steps, schedule):
+        config = unresolved({"symmetry": 1.0, "symmetry_end": 0.2, "schedule": schedule}, total_steps=100)
+        return float(symmetry_ratio(jnp.asarray(steps), config))
+
+    assert [at(s, "constant") for s in (0, 50, 100)] == [1.0, 1.0, 1.0]
+    np.testing.assert_allclose([at(s, "linear") for s in (0, 25, 50, 100, 200)], [1.0, 0.8, 0.6, 0.2, 0.2], rtol=1e-6)
+    np.testing.assert_allclose([at(s, "cosine") for s in (0, 50, 100)], [1.0, 0.6, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(at(25, "cosine"), 0.2 + 0.8 * (1 + np.cos(np.pi / 4)) / 2, rtol=1e-6)
+
+
+def projected(spec, alpha, projection=None, seed=0, focal=0, **changes):
+    config = unresolved({"imagination_steps": 3, **(projection or {})}, **changes).resolve(spec)
+    model = MarkovModel(spec, config, jax.random.key(seed))
+    weights = jax.random.normal(jax.random.key(9), model.reward.out.weight.shape)
+    model = eqx.tree_at(lambda m: m.reward.out.weight, model, weights)  # a fresh model predicts no reward
+    learner = Learner(spec, config.ppo, jax.random.key(1))
+    obs = jax.random.normal(jax.random.key(2), (spec.num_agents, *spec.obs_shape))
+    mask = jnp.asarray(spec.action_valid)
+
+    def objective(nets):
+        learner, model = nets
+        return imagined_return(
+            learner, model, obs, mask, jnp.asarray(focal), jnp.asarray(alpha), jax.random.key(3), config
+        )[0]
+
+    value, grads = eqx.filter_jit(eqx.filter_value_and_grad(objective))((learner, model))
+    return float(value), grads, (learner, model, obs, config)
+
+
+def test_alone_the_projection_is_a_plain_imagined_return():
+    one = Bandit(1).spec
+    selfish, _, (learner, model, obs, config) = projected(one, 0.0)
+    symmetric, _, _ = projected(one, 1.0)
+    assert selfish == symmetric
+    # The same by hand.
+    focal, total, weight = jnp.asarray(0), 0.0, 1.0
+    start, key = jax.random.split(jax.random.key(3))
+    z, _ = model.representation.posterior(obs[0], jax.random.split(start, 1)[0])
+    x = observed(one, obs[0])
+    for step_key in jax.random.split(key, 3):
+        act_key, model_key = jax.random.split(step_key)
+        noise = jax.random.gumbel(jax.random.split(act_key)[0], (1, 2))[0]
+        chosen = jnp.argmax(learner.log_probs(x, jnp.ones(2, bool)) + noise)
+        h = model.step(z, jax.nn.one_hot(chosen, 2)[None], focal)
+        total += weight * float(model.reward(h)[0])
+        weight *= config.ppo.gamma * float(jax.nn.sigmoid(model.cont(h)[0]))
+        z = model.next(h, jax.random.split(model_key, 1)[0])
+        x = model.representation.decoder(z)
+    np.testing.assert_allclose(selfish, total, rtol=1e-4)
+
+
+def test_symmetry_mixes_ones_own_reward_with_everyones():
+    values = [projected(TWO, alpha)[0] for alpha in (0.0, 0.5, 1.0)]
+    np.testing.assert_allclose(values[1], (values[0] + values[2]) / 2, rtol=1e-4)
+    assert values[0] != values[2]
+
+
+@pytest.mark.parametrize(
+    ("actions", "partners", "view"),
+    [
+        ("joint", "mirrored", "each"),
+        ("joint", "mirrored", "focal"),
+        ("joint", "predicted", "focal"),
+        ("own", "implicit", "focal"),
+        ("predicted", "predicted", "focal"),
+        ("predicted", "mirrored", "each"),
+    ],
+)
+def test_the_imagined_return_moves_the_actor_and_nothing_else(actions, partners, view):
+    _, (learner, _), _ = projected(TWO, 1.0, {"actions": actions, "view": view}, imagined_partners=partners)
+    assert any(jnp.any(g != 0) for g in leaves(learner.actor))
+    assert all(jnp.all(g == 0) for g in leaves(learner.critic))
+
+
+def test_views_are_numbered_from_oneself():
+    np.testing.assert_array_equal(own_first(3), [[0, 1, 2], [1, 0, 2], [2, 0, 1]])
+
+
+def test_rank_tells_a_collapsed_code_from_a_varied_one():
+    varied = jax.random.normal(jax.random.key(0), (256, 6))
+    line = varied[:, :1] * jnp.ones(6)
+    np.testing.assert_allclose(latent_rank(varied), 6.0, atol=0.2)
+    np.testing.assert_allclose(latent_rank(line), 1.0, atol=0.1)
+    np.testing.assert_allclose(latent_rank(jnp.ones((16, 6))), 1.0, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ the update
+
+
+@pytest.fixture(scope="module")
+def played():
+    env = Bandit()
+    config = unresolved().resolve(env.spec)
+    state = full_state(env, config)
+    # Rewards already matter to the model, so that imagined returns have a gradient.
+    weights = jax.random.normal(jax.random.key(9), state.world_model.reward.out.weight.shape)
+    return env, config, eqx.tree_at(lambda s: s.world_model.reward.out.weight, state, weights)
+
+
+_update = eqx.filter_jit(wm_rnd.update)
+
+
+def with_coef(config, coef):
+    return dataclasses.replace(config, projection=dataclasses.replace(config.projection, coef=coef))
+
+
+def test_projection_changes_policies_but_not_the_world_model(played):
+    _, config, state = played
+    weak, metrics = _update(state, jax.random.key(5), with_coef(config, 1e-9))
+    strong, _ = _update(state, jax.random.key(5), with_coef(config, 10.0))
+    assert same(weak.world_model, strong.world_model)
+    assert not same(weak.world_model, state.world_model)
+    assert not same(weak.learners.actor, strong.learners.actor)
+    assert {"world_model/latent_rank", "agent/agent_1/imagined_return", "symmetry_ratio"} <= metrics.keys()
+    assert int(weak.rollout.filled) == 0
+    assert int(weak.updates) == 1
+
+
+def test_an_agents_update_does_not_depend_on_the_others_policies(played):
+    _, config, state = played
+    judged, batch, _ = wm_rnd._judged(state, config)
+    train_agents = eqx.filter_jit(wm_rnd.train_agents)
+    changed = eqx.tree_at(
+        lambda s: [x for x in leaves(s.learners)], judged, [x.at[1].add(0.3) for x in leaves(judged.learners)]
+    )
+    of = lambda state, i: jax.tree.map(lambda x: x[i], eqx.filter(state.learners, eqx.is_array))  # noqa: E731
+    one, _ = train_agents(judged, jax.random.key(0), batch, config)
+    other, _ = train_agents(changed, jax.random.key(0), batch, config)
+    assert same(of(one, 0), of(other, 0))
+    assert not same(of(one, 0), of(judged, 0))
+
+
+def test_nothing_is_learned_before_the_rollout_is_full(played):
+    _, config, state = played
+    short = eqx.tree_at(lambda s: s.rollout.filled, state, state.rollout.filled - 1)
+    after, metrics = _update(short, jax.random.key(0), config)
+    assert same(after, short)
+    assert all(int(count) == 0 for _, count in metrics.values())
+
+
+def test_without_projection_and_curiosity_it_is_independent_ppo():
+    config = unresolved({"coef": 0.0}).resolve(TWO)
+    state = eqx.filter_eval_shape(wm_rnd.init, jax.random.key(0), TWO, config)
+    assert state.world_model is None
+    assert state.curiosity is None
+    _, metrics = eqx.filter_eval_shape(wm_rnd.update, state, jax.random.key(0), config)
+    assert not any("world_model" in name or "imagined" in name or "curiosity" in name for name in metrics)
+    for name in ("ippo", "ippo_common"):
+        assert preset(name).projection.coef == 0
+        assert preset(name).curiosity.kind == "none"
+    differ = {
+        f.name
+        for f in dataclasses.fields(Config)
+        if getattr(preset("ippo"), f.name) != getattr(preset("wm_rnd"), f.name)
+    }
+    assert differ == {"preset", "projection", "curiosity"}
+
+
+# ------------------------------------------------------------------------------------------ learning
+
+
+def learned(env, config, rows):
+    """Probabilities of action 1 after `rows` steps of every copy."""
+    driver = GraphDriver(env, config.resolve(env.spec), chunk=rows)
+    state = driver.advance(driver.start(jax.random.key(0)))[0].state
+    x = observed(env.spec, jnp.ones((env.spec.num_agents, 1)))
+    probs = eqx.filter_vmap(lambda learner, x: jnp.exp(learner.log_probs(x, jnp.ones(2, bool))))(state.learners, x)
+    return np.asarray(probs[:, 1])
+
+
+LEARNS = {"ppo": {"lr": 1e-2, "epochs": 2, "minibatches": 1}, "num_envs": 8}
+
+
+def test_independent_ppo_finds_the_better_arm():
+    assert (learned(Bandit(), unresolved({"coef": 0.0}, **LEARNS), 320) > 0.9).all()
+
+
+def test_independent_ppo_learns_to_do_the_same():
+    probs = learned(Same(), unresolved({"coef": 0.0}, **LEARNS), 480)
+    assert probs.min() > 0.85 or probs.max() < 0.15
+
+
+def test_common_reward_makes_helping_pay():
+    assert (learned(Helping(), unresolved({"coef": 0.0}, **LEARNS), 320) < 0.1).all()
+    assert (learned(Helping(), unresolved({"coef": 0.0}, common_reward=True, **LEARNS), 320) > 0.9).all()
+
+
+def test_what_if_everyone_acted_as_i_do_makes_helping_pay():
+    """With selfish PPO reward and a symmetric imagined one, helping is learned where selfish PPO alone unlearns it."""
+    config = unresolved({"coef": 2.0, "starts": 32}, world_model_every=4.0, **LEARNS)
+    assert (learned(Helping(), config, 480) > 0.8).all()
+
+
+# ------------------------------------------------------------------------------------------ runs
+
+
+def test_a_graph_run_resumed_equals_the_uninterrupted_one(tmp_path):
+    """With everything on: masks, agents that differ, predicted partners, hybrid curiosity."""
+    env = Mixed()
+    config = unresolved({"actions": "predicted"}, {"kind": "rnd", "sharing": "hybrid"})
+    whole = train(config, env=env, name="whole", root=tmp_path, progress=False)
+    killed = copy_until(whole, min(saved(whole.checkpoints)), tmp_path / "killed")
+    train(resume=killed, env=env, progress=False)
+    one = arrays(whole)
+    assert_same(one, arrays(killed))
+    assert one["state.updates"] > 2
+    assert one["state.rollout.filled"].shape == ()
+    agents = load(whole, env=env)
+    assert evaluate(agents, episodes=2, against=["random"], progress=False, env=env).rows
+    assert agents.config.imagined_partners == "predicted"
+
+
+def test_a_host_run_trains_and_goes_on(tmp_path):
+    config = unresolved({"coef": 0.0}, common_reward=True)
+    run = train(config, env=Toy, name="host", root=tmp_path, progress=False)
+    assert run.metrics()[-1]["agent/cat_0/entropy"] > 0
+    # The common reward is cat's and mouse's sum, which is 0; what is logged is their own.
+    assert {"episode/return/cat_0"} <= run.metrics()[-1].keys()
+    assert arrays(run)["state.rollout.reward"].max() == 0
+    train(dataclasses.replace(run.config, total_steps=96), resume=run, env=Toy, progress=False)
+    assert arrays(run)["state.steps"] >= 96
+
+
+# ------------------------------------------------------------------------------------------ the design space
+
+PARTNERS = (("joint", "mirrored"), ("joint", "predicted"), ("own", "implicit"), ("predicted", "predicted"))
+CURIOSITY = ("none", "shared", "individual", "hybrid")
+SCHEDULES = ("constant", "linear", "cosine")
+# Every pair of partners and curiosity; schedules in turn, so that they meet all of both.
+WM_RND = [
+    (*p, c, SCHEDULES[(i + j) % 3]) for (i, p), (j, c) in itertools.product(enumerate(PARTNERS), enumerate(CURIOSITY))
+]
+
+
+def curiosity_of(name):
+    return {"kind": "none"} if name == "none" else {"kind": "rnd", "sharing": name}
+
+
+@pytest.mark.parametrize(("actions", "partners", "curiosity", "schedule"), WM_RND)
+def test_every_meaningful_pair_builds_and_updates(actions, partners, curiosity, schedule):
+    config = unresolved(
+        {"actions": actions, "schedule": schedule, "symmetry_end": 0.5},
+        curiosity_of(curiosity),
+        imagined_partners=partners,
+    ).resolve(TWO)
+    check(config, TWO)
+
+
+@pytest.mark.parametrize("partners", ["implicit", "predicted"])
+@pytest.mark.parametrize("curiosity", CURIOSITY)
+def test_matwm_mixes_with_every_curiosity(partners, curiosity):
+    config = tiny(TWO, imagined_partners=partners)
+    config = dataclasses.replace(config, curiosity=unresolved(curiosity=curiosity_of(curiosity)).curiosity)
+    assert config.world_model.teammates == (partners == "predicted")
+    check(config, TWO)
+
+
+def check(config, spec):
+    """Traced with real shapes: a state comes out of an update as it went in."""
+    learner = algorithm(config)
+    key = jax.random.key(0)
+    state = eqx.filter_eval_shape(learner.init, key, spec, config)
+    after, metrics = eqx.filter_eval_shape(learner.update, state, key, config)
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert shapes(eqx.filter(after, eqx.is_array_like)) == shapes(eqx.filter(state, eqx.is_array_like))
+    assert (config.curiosity.kind == "rnd") == any("intrinsic" in name for name in metrics)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("actions", "partners", "curiosity", "schedule"), WM_RND)
+def test_every_meaningful_pair_takes_a_real_update(actions, partners, curiosity, schedule):
+    env = Bandit()
+    config = unresolved(
+        {"actions": actions, "schedule": schedule, "symmetry_end": 0.5},
+        curiosity_of(curiosity),
+        imagined_partners=partners,
+    ).resolve(env.spec)
+    state, metrics = _update(full_state(env, config), jax.random.key(0), config)
+    assert int(state.updates) == 1
+    assert all(np.isfinite(total) for total, _ in metrics.values())
+
+
+def test_matwm_with_curiosity_trains():
+    env = Bandit()
+    config = tiny(env.spec, world_model_every=16.0, agents_every=16.0)
+    config = dataclasses.replace(config, curiosity=unresolved(curiosity=curiosity_of("shared")).curiosity)
+    driver = GraphDriver(env, config, chunk=48)
+    runner = driver.start(jax.random.key(0))
+    before = jax.tree.map(jnp.copy, eqx.filter(runner.state.curiosity, eqx.is_array))
+    runner, metrics = driver.advance(runner)
+    after = runner.state.curiosity
+    assert same(after.shared.target, before.shared.target)
+    assert not same(after.shared.predictor, before.shared.predictor)
+    for name in ("world_model/curiosity", "agent/agent_0/intrinsic_reward"):
+        total, count = metrics[name]
+        assert count > 0
+        assert total > 0
+    assert isinstance(runner.state, matwm.State)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Config(imagined_partners="mirrored"), "each agent of matwm imagines its own alone"),
+        (lambda: Config(projection=unresolved().projection), "matwm has no PPO"),
+        (
+            lambda: Config(
+                imagined_partners="predicted",
+                world_model=dataclasses.replace(Config().world_model, teammates=False),
+            ),
+            "needs the predictor that world_model.teammates=False removes",
+        ),
+        (lambda: dataclasses.replace(preset("small"), algo="wm_rnd"), "PPO learns from its own actions only"),
+        (lambda: unresolved({"actions": "own"}, imagined_partners="mirrored"), "does not see what the others do"),
+        (lambda: unresolved(imagined_partners="implicit"), "needs to be told what the others do"),
+        (
+            lambda: unresolved({"actions": "predicted"}, imagined_partners="implicit"),
+            "needs probabilities of what the others do",
+        ),
+        (lambda: unresolved({"coef": 0.0, "schedule": "linear"}), "with projection.coef=0 nothing is imagined"),
+        (
+            lambda: dataclasses.replace(
+                unresolved(), world_model=dataclasses.replace(unresolved().world_model, latent="change")
+            ),
+            "samples without a gradient",
+        ),
+        (lambda: unresolved(imagined_partners="mirrored").resolve(TAG), "those of tag differ"),
+        (lambda: unresolved(ppo={"minibatches": 3}).resolve(TWO), "must divide the 16 steps of a rollout"),
+    ],
+)
+def test_combinations_that_mean_nothing_are_refused_with_the_reason(make, reason):
+    with pytest.raises(ConfigError, match=reason):
+        make()
+
+
+def test_partners_follow_from_the_action_input_and_the_agents():
+    wanted = {"joint": "mirrored", "own": "implicit", "predicted": "predicted"}
+    for actions, partners in wanted.items():
+        assert unresolved({"actions": actions}).resolve(TWO).imagined_partners == partners
+    assert unresolved().resolve(TAG).imagined_partners == "predicted"
+
+
+@pytest.mark.parametrize("name", [name for name, config in PRESETS.items() if config.algo == "wm_rnd"])
+@pytest.mark.parametrize("spec", [TWO, TAG, EnvSpec("images", ("l", "r"), ((16, 16, 3),) * 2, (3, 3))])
+def test_presets_build_on_vectors_images_and_unequal_agents(name, spec):
+    check(preset(name).resolve(spec), spec)
