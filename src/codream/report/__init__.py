@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from codream.agents import load
 from codream.checkpoint import CheckpointError
 from codream.evaluation import CrossPlay
+from codream.live import publish
+from codream.report.comparison import compare
+from codream.report.film import film
 from codream.report.html import run_page
+from codream.report.lines import metrics_of, sides_of
 from codream.report.measures import measure_run, saved_measures
 from codream.report.panels import training_panels
+from codream.report.sections import standing_markdown
 from codream.runs import Run
 
-__all__ = ["report"]
+__all__ = ["compare", "report"]
 
 
 def report(
@@ -40,7 +43,7 @@ def report(
     """
     run = Run.open(run, root)
     config, about = run.config, run.about
-    metrics, warnings = _metrics(run)
+    metrics, warnings = metrics_of(run)
     measured = saved_measures(run)
     if not quick:
         try:
@@ -50,43 +53,13 @@ def report(
         else:
             more = {} if episodes is None else {"episodes": episodes}
             measured = measure_run(run, agents, cross_play=cross_play, progress=progress, **more)
+            scenes, sides = measured["scenes"], measured["sides"]
+            gif = film(scenes[0], 0, sides) if scenes else None
+            publish(run.path, measured["steps"], standing_markdown(measured), gif)
     names: list[str] = about["environment"]["agents"]
-    sides = _sides(names)
+    sides = sides_of(names)
     panels = training_panels(metrics, names, sides, measured and measured["num_actions"])
     text = run_page(run.path.name, config, about, metrics, panels, measured, sides, warnings)
     path = run.path / "report.html"
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def _metrics(run: Run) -> tuple[list[dict[str, float]], list[str]]:
-    """The lines that can be read, and what to say about the others."""
-    try:
-        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return [], ["This run has logged no metrics yet (there is no metrics.jsonl)."]
-    found, broken = [], 0
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            broken += 1
-            continue
-        if isinstance(row, dict) and "steps" in row:
-            found.append(row)
-    warnings = []
-    if broken:
-        warnings.append(
-            f"{broken} line(s) of metrics.jsonl could not be read (cut off while it was written?); left out."
-        )
-    if not found:
-        warnings.append("This run has logged no metrics yet (metrics.jsonl is empty).")
-    return found, warnings
-
-
-def _sides(agents: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
-    """As `EnvSpec.sides`, from the names alone."""
-    groups: dict[str, list[int]] = {}
-    for i, agent in enumerate(agents):
-        groups.setdefault(agent.rpartition("_")[0] or agent, []).append(i)
-    return {side: tuple(members) for side, members in groups.items()}

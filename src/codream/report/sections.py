@@ -9,7 +9,7 @@ from typing import Any
 
 from codream.report.charts import Line, chart
 
-__all__ = ["cross_play", "foresight", "horizon", "social", "standing"]
+__all__ = ["cross_play", "foresight", "horizon", "social", "standing", "standing_markdown"]
 
 _SCRIPTED = ("chase", "flee")
 
@@ -59,6 +59,20 @@ def standing(measured: Mapping[str, Any]) -> list[str]:
         if random is not None:
             lines.append(f"Together they get <b>{mine:.1f}</b> each per episode; acting at random gets {random:.1f}.")
     return lines
+
+
+def standing_markdown(measured: Mapping[str, Any]) -> str:
+    """The cross-play table as Markdown, for places without HTML."""
+    result = measured["cross_play"]
+    sides = list(result["members"])
+    lines = [
+        " | ".join(["", *sides, *(f"return of one {side}" for side in sides), ""]),
+        "|---" * (2 * len(sides)) + "|",
+    ]
+    for row in result["rows"]:
+        means = (f"{_mean(row['returns'], result['members'][side]):.1f}" for side in sides)
+        lines.append(" | ".join(["", *(row["sides"][side] for side in sides), *means, ""]))
+    return "\n".join(line.strip() for line in lines) + f"\n\n{result['conditions']}\n"
 
 
 def _share(mine: float, random: float, scripted: float) -> str:
