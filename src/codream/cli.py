@@ -1,5 +1,7 @@
-"""The command line: `codream train`, `evaluate`, `report`, `compare`, `inspect`, `devices`. Every field of `Config` is an
-option."""
+"""The command line: `codream train`, `evaluate`, `report`, `compare`, `inspect`, `devices`.
+
+Every field of `Config` is an option.
+"""
 
 from __future__ import annotations
 

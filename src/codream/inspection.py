@@ -93,7 +93,8 @@ class Inspection:
                 [(name, _si(ours), _si(theirs)) for name, (ours, theirs) in self.flops.items()],
             ),
             Text(
-                "* XLA counts element-wise work too, but the body of a loop only once: too low wherever time is a loop.\n"
+                "* XLA counts element-wise work too, but the body of a loop only once: too low wherever time "
+                "is a loop.\n"
             ),
             _table("Memory", ("what", "bytes"), [(k, _bytes(v)) for k, v in self.memory.items()]),
         )
@@ -242,16 +243,21 @@ def _flops(state: Any, config: Config) -> dict[str, tuple[int, float]]:
 
 
 def _here(spec: EnvSpec, copies: int) -> TimeStep:
-    places, at = (copies, spec.num_agents), jax.ShapeDtypeStruct
-    return TimeStep(
-        obs=at((*places, *spec.obs_shape), spec.obs_dtype),
-        mask=at((*places, spec.max_actions), bool),
-        reward=at(places, jnp.float32),
-        terminal=at(places, bool),
-        acting=at(places, bool),
-        first=at(places[:1], bool),
-        last=at(places[:1], bool),
-    )  # type: ignore[arg-type]
+    """A time step of all copies, as shapes."""
+    places = (copies, spec.num_agents)
+
+    def empty() -> TimeStep:
+        return TimeStep(
+            obs=jnp.zeros((*places, *spec.obs_shape), spec.obs_dtype),
+            mask=jnp.zeros((*places, spec.max_actions), bool),
+            reward=jnp.zeros(places),
+            terminal=jnp.zeros(places, bool),
+            acting=jnp.zeros(places, bool),
+            first=jnp.zeros(places[:1], bool),
+            last=jnp.zeros(places[:1], bool),
+        )
+
+    return eqx.filter_eval_shape(empty)
 
 
 def _compiler_flops(function: Any, *args: Any) -> float:

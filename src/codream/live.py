@@ -55,14 +55,15 @@ class Live:
 
 def publish(folder: Path, steps: int, table: str, gif: bytes | None) -> None:
     """Add a cross-play table (Markdown) and an episode beside its dream (an animated GIF) to a run's events."""
-    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.proto import summary_pb2
 
+    message: Any = summary_pb2  # protocol buffers make their classes when they are imported
     events = _writer(folder, purge=None)
     events.add_text("cross-play", table, steps)
     if gif is not None:
         width, height = (int.from_bytes(gif[at : at + 2], "little") for at in (6, 8))
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
-        summary = Summary(value=[Summary.Value(tag="real beside imagined", image=image)])
+        image = message.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+        summary = message.Summary(value=[message.Summary.Value(tag="real beside imagined", image=image)])
         events._get_file_writer().add_summary(summary, steps)
     events.close()
 
@@ -74,7 +75,7 @@ def _writer(folder: Path, purge: int | None) -> Any:
     return SummaryWriter(str(folder / EVENTS), purge_step=purge)
 
 
-def _start_wandb(folder: Path, config: Config, mode: WandbMode) -> Any:
+def _start_wandb(folder: Path, config: Config, mode: Literal["offline", "online"]) -> Any:
     try:
         import wandb
     except ModuleNotFoundError as err:
@@ -82,7 +83,6 @@ def _start_wandb(folder: Path, config: Config, mode: WandbMode) -> Any:
     return wandb.init(
         project="codream",
         name=folder.name,
-        id=None,
         dir=str(folder),
         mode=mode,
         config=json.loads(config.to_json()),

@@ -187,7 +187,8 @@ def measure(
 
     `large_reward`: a step counts as having a reward if its absolute value is above this (5 for a catch in
     `simple_tag`, where leaving the arena costs little by little). The open-loop error starts after the context that
-    imagination gets, and is NaN where no episode is long enough. `played`: episodes recorded before, instead of new ones.
+    imagination gets, and is NaN where no episode is long enough. `played`: episodes recorded before, instead of
+    new ones.
     """
     model, spec, context = agents.state.world_model, agents.spec, agents.config.agents.context
     if played is None:

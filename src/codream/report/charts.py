@@ -108,7 +108,8 @@ def chart(
         if y0 <= y <= y1:
             parts.append(
                 f'<path class="mark" d="M{LEFT} {to_y(y):.1f}H{WIDTH - RIGHT}"/>'
-                f'<text class="note" x="{WIDTH - RIGHT}" y="{to_y(y) - 4:.1f}" text-anchor="end">{html.escape(name)}</text>'
+                f'<text class="note" x="{WIDTH - RIGHT}" y="{to_y(y) - 4:.1f}" '
+                f'text-anchor="end">{html.escape(name)}</text>'
             )
     for line in lines:
         parts.append(_drawn(line, to_x, to_y))
@@ -169,8 +170,10 @@ def _frame(y_ticks, x_ticks, to_x, to_y, x_label: str, y_label: str) -> str:  # 
     middle = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(
         f'<path class="axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>'
-        f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 7}" text-anchor="middle">{html.escape(x_label)}</text>'
-        f'<text class="label" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{html.escape(y_label)}</text>'
+        f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 7}" '
+        f'text-anchor="middle">{html.escape(x_label)}</text>'
+        f'<text class="label" transform="translate(13 {middle}) rotate(-90)" '
+        f'text-anchor="middle">{html.escape(y_label)}</text>'
     )
     return "".join(parts)
 

@@ -105,7 +105,8 @@ def _runs(entries: Sequence[Entry]) -> str:
             f"<td>{int(last.get('steps', 0)):,}</td><td>{minutes}</td><td>{html.escape(e.device)}</td></tr>"
         )
     return (
-        '<div class="wide"><table><thead><tr><th>run</th><th>environment</th><th>steps</th><th>minutes</th><th>device</th></tr>'
+        "<div "
+        'class="wide"><table><thead><tr><th>run</th><th>environment</th><th>steps</th><th>minutes</th><th>device</th></tr>'
         f"</thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -146,8 +147,10 @@ def _game(
             lines = [_curve(label, group, names, key, scale, k) for k, (label, group) in enumerate(groups.items())]
             svg = chart([x for x in lines if x is not None], x_label=unit, y_label="return per episode")
             panels += (
-                f'<figure class="panel"><figcaption><h3>{html.escape(side)}: return over {unit}</h3><p>Return of one agent '
-                f"in training episodes (moving average); interquartile mean over seeds, 95 % bootstrap band.</p></figcaption>{svg}</figure>"
+                f'<figure class="panel"><figcaption><h3>{html.escape(side)}: return over {unit}</h3><p>Return '
+                f"of one agent "
+                f"in training episodes (moving average); interquartile mean over seeds, 95 % bootstrap "
+                f"band.</p></figcaption>{svg}</figure>"
             )
     sections = [(f"curves-{number}", f"Learning curves on {game}", f'<div class="panels">{panels}</div>')]
     sections.append((f"scores-{number}", "Against fixed references", _scores(groups, sides)))
@@ -209,8 +212,10 @@ def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[
         body += f'<tr><th scope="row">{html.escape(side)} against {html.escape(opponent)}</th>'
         body += "".join(f"<td>{_summary(values.get(label))}</td>" for label in groups) + "</tr>"
     return (
-        '<p class="note-text">Return of one agent per episode, as each run’s own report measured it: interquartile mean over '
-        f'seeds, 95 % bootstrap interval, number of seeds.</p><div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
+        '<p class="note-text">Return of one agent per episode, as each run’s own report measured it: '
+        "interquartile mean over "
+        f"seeds, 95 % bootstrap interval, number of seeds.</p><div "
+        f'class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -262,7 +267,8 @@ def _heat(entries: Sequence[Entry], episodes: int, progress: bool) -> str:
     env.close()
     maps = "".join(_map(returns[..., k], list(teams), (first, second), k) for k in range(2))
     return (
-        f"{told}<p>Each row’s {html.escape(first)} side plays each column’s {html.escape(second)} side, {episodes} episodes a "
+        f"{told}<p>Each row’s {html.escape(first)} side plays each column’s {html.escape(second)} side, "
+        f"{episodes} episodes a "
         f"match. A strong run is dark along its whole row (or column); the diagonal is plain self-play.</p>{maps}"
     )
 
@@ -275,6 +281,8 @@ def _map(values: Float[np.ndarray, "runs runs"], names: Sequence[str], sides: tu
         cells = "".join(f'<td style="--skill:{(v - low) / ((high - low) or 1) * 60:.0f}%">{v:.1f}</td>' for v in row)
         body += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
     return (
-        f'<h3>Return of one {html.escape(sides[k])} (darker: better for it)</h3><div class="wide"><table class="who heat"><thead>'
-        f"<tr><th>{html.escape(sides[0])} of ↓ &nbsp; {html.escape(sides[1])} of →</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<h3>Return of one {html.escape(sides[k])} (darker: better for it)</h3><div class="wide"><table '
+        f'class="who heat"><thead>'
+        f"<tr><th>{html.escape(sides[0])} of ↓ &nbsp; {html.escape(sides[1])} of "
+        f"→</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )

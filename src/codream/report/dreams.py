@@ -1,7 +1,7 @@
 """An episode that was really played, and what each agent imagines from the same start on.
 
-The dream follows the focal agent's *real* actions, so that whatever differs is the model's doing: what it does not know of
-the world, and of what the others will do.
+The dream follows the focal agent's *real* actions, so that whatever differs is the model's doing: what it does not
+know of the world, and of what the others will do.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Dreamed:
     value: Float[np.ndarray, " steps"]
     """Expected discounted return, mean over dreams."""
     gap: Float[np.ndarray, " steps_1"]
-    """Squared error of symlog observations (pixels −0.5 to 0.5) summed over entries, mean over dreams; 0 before `start`."""
+    """Squared error of symlog observations (pixels −0.5 to 0.5), summed over entries, mean over dreams; 0 up to
+    `start`."""
     still: Float[np.ndarray, " steps_1"]
     """The same if nothing moved after `start`."""
 

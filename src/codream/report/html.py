@@ -1,4 +1,7 @@
-"""One run as one self-contained page: nothing is fetched, scripts only enhance, light and dark, screen, phone and print."""
+"""One run as one self-contained page.
+
+Nothing is fetched, scripts only enhance; light and dark, on a screen, a phone and paper.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +153,8 @@ def _dream(measured: Mapping[str, Any], agents: list[str]) -> str:
     sides = measured["sides"].values()
     still = "".join(storyboard(scenes[0], members[0], agents) for members in sides)
     return (
-        "<p>A held-out episode as it was really played. Each agent sees its first steps, then closes its eyes and imagines "
+        "<p>A held-out episode as it was really played. Each agent sees its first steps, then closes its eyes "
+        "and imagines "
         "the rest, told only which actions it takes itself. The closer the dream stays to what happened, the better it "
         "understands the world and the others in it.</p>"
         f'{_PLAYER}<div class="still">{still}</div><script type="application/json" id="scenes">{text}</script>'
@@ -169,9 +173,11 @@ _PLAYER = """<div class="player" id="player"><div class="controls">
 <svg class="arena" data-part="real" role="img" aria-label="the real episode"></svg></figure>
 <figure><figcaption><b data-part="dreamer"></b><span data-part="phase"></span></figcaption>
 <svg class="arena" data-part="dream" role="img" aria-label="the imagined episode"></svg></figure></div>
-<div class="minds"><div><h3>What it expected each agent to do</h3><p class="fine">Bars: predicted probability of each action;
+<div class="minds"><div><h3>What it expected each agent to do</h3>
+<p class="fine">Bars: predicted probability of each action;
 outlined: the one really taken.</p><table class="bars"><tbody data-part="others"></tbody></table></div>
-<div><h3>What it expected for itself</h3><div class="wide"><table class="facts"><tbody data-part="facts"></tbody></table></div>
+<div><h3>What it expected for itself</h3>
+<div class="wide"><table class="facts"><tbody data-part="facts"></tbody></table></div>
 <h3>Gap between dream and reality</h3><p class="fine">Solid: the dream, mean over eight; dashed: if nothing moved.</p>
 <svg class="chart" data-part="gap" viewBox="0 0 440 120" role="img" aria-label="gap by step"></svg></div></div></div>"""
 
@@ -179,7 +185,8 @@ outlined: the one really taken.</p><table class="bars"><tbody data-part="others"
 def _about(config: Config, about: Mapping[str, Any], seconds: float) -> str:
     flat, usual = _flat(config), _flat(PRESETS.get(config.preset, Config()))
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(key)}</th><td{_mark(value, usual.get(key))}>{html.escape(str(value))}</td></tr>'
+        f"<tr><th "
+        f'scope="row">{html.escape(key)}</th><td{_mark(value, usual.get(key))}>{html.escape(str(value))}</td></tr>'
         for key, value in flat.items()
     )
     versions = "".join(
@@ -195,8 +202,10 @@ def _about(config: Config, about: Mapping[str, Any], seconds: float) -> str:
     machine = "".join(f'<tr><th scope="row">{a}</th><td>{html.escape(str(b))}</td></tr>' for a, b in facts)
     return (
         f'<div class="columns"><table><tbody>{machine}</tbody></table><table><tbody>{versions}</tbody></table></div>'
-        f'<details><summary>All options</summary><p class="fine">Bold: other than in the preset {html.escape(config.preset)}, '
-        f'or filled in for this environment.</p><div class="columns"><table><tbody>{rows}</tbody></table></div></details>'
+        f'<details><summary>All options</summary><p class="fine">Bold: other than in the preset '
+        f"{html.escape(config.preset)}, "
+        f"or filled in for this environment.</p><div "
+        f'class="columns"><table><tbody>{rows}</tbody></table></div></details>'
     )
 
 

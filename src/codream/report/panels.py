@@ -59,13 +59,15 @@ def training_panels(
         Panel(
             "world-model",
             "World model: total loss",
-            "The weighted sum of all parts that the one shared model is trained on. Falling means that it predicts better.",
+            "The weighted sum of all parts that the one shared model is trained on. Falling means that it "
+            "predicts better.",
             chart(one("world_model/loss", "total loss"), x_label=steps, y_label="loss (nats)"),
         ),
         Panel(
             "teammates",
             "Teammate loss",
-            "How surprised an agent is by what all others do next (lower is better). The dashed line is blind guessing.",
+            "How surprised an agent is by what all others do next (lower is better). The dashed line is blind "
+            "guessing.",
             chart(
                 one("world_model/team", "teammate loss"),
                 x_label=steps,
@@ -82,7 +84,8 @@ def training_panels(
         Panel(
             "actors",
             "Actor loss",
-            "The policy gradient's loss in imagination. It hovers around 0 and says little by itself; spikes mean trouble.",
+            "The policy gradient's loss in imagination. It hovers around 0 and says little by itself; spikes "
+            "mean trouble.",
             chart(everyone("agent/{}/actor_loss"), x_label=steps, y_label="loss"),
         ),
         Panel(
@@ -94,7 +97,8 @@ def training_panels(
         Panel(
             "imagined",
             "Mean imagined reward",
-            "The reward per step that each agent expects inside its own dreams; compare its trend with the real returns.",
+            "The reward per step that each agent expects inside its own dreams; compare its trend with the "
+            "real returns.",
             chart(everyone("agent/{}/imagined_reward"), x_label=steps, y_label="reward per step"),
         ),
         Panel(

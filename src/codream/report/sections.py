@@ -22,9 +22,12 @@ def cross_play(measured: Mapping[str, Any]) -> str:
     said = "".join(f"<li>{line}</li>" for line in standing(measured))
     return (
         f'{table}<ul class="said">{said}</ul>'
-        '<p class="note-text">Fixed opponents never change, so these numbers can be compared between runs; a game between '
-        "the two trained sides (<em>self</em> against <em>self</em>) cannot. <code>random</code> acts uniformly at random, "
-        "<code>still</code> does nothing, <code>chase</code> and <code>flee</code> are scripted. Grey cells are references "
+        '<p class="note-text">Fixed opponents never change, so these numbers can be compared between runs; a '
+        "game between "
+        "the two trained sides (<em>self</em> against <em>self</em>) cannot. <code>random</code> acts "
+        "uniformly at random, "
+        "<code>still</code> does nothing, <code>chase</code> and <code>flee</code> are scripted. Grey cells "
+        "are references "
         f'among themselves, for comparison.</p><p class="fine">{html.escape(result["conditions"])}</p>'
     )
 
@@ -110,8 +113,8 @@ def _matrix(result: Mapping[str, Any], baselines: Sequence[Mapping[str, Any]]) -
         cells[(row["sides"][first], row["sides"][second])] = f'<td class="base">{values}</td>'
     for row in result["rows"]:
         values = "<br>".join(
-            f'<span class="s{k}">{_mean(row["returns"], result["members"][side]):.1f}{_error(row, result["members"][side])}</span>'
-            for k, side in enumerate((first, second))
+            f'<span class="s{k}">{_mean(row["returns"], members):.1f}{_error(row, members)}</span>'
+            for k, members in enumerate(result["members"].values())
         )
         cells[(row["sides"][first], row["sides"][second])] = f"<td>{values}</td>"
     rows = list(dict.fromkeys(["self", *(key[0] for key in cells)]))
@@ -124,7 +127,8 @@ def _matrix(result: Mapping[str, Any], baselines: Sequence[Mapping[str, Any]]) -
         for row in rows
     )
     return (
-        f'<p class="note-text">Return of one agent per episode: above for <span class="s0">{html.escape(first)}</span>, '
+        f'<p class="note-text">Return of one agent per episode: above for <span '
+        f'class="s0">{html.escape(first)}</span>, '
         f'below for <span class="s1">{html.escape(second)}</span>.</p><div class="wide"><table class="cross">'
         f"<thead><tr><th>{html.escape(first)} ↓ &nbsp; {html.escape(second)} →</th>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
@@ -168,7 +172,8 @@ def social(result: Mapping[str, Any]) -> str:
         + "</tr>"
         for sides, values in rows
     )
-    return f'<div class="wide"><table class="cross"><thead><tr><th>who plays</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f"<thead><tr><th>who plays</th>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="wide"><table class="cross">{table}</table></div>'
 
 
 def _shown(value: Any) -> str:
@@ -266,9 +271,11 @@ def foresight(seen: Mapping[str, Any]) -> str:
         label="calibration of predicted actions",
     )
     return (
-        "<p>Each cell: how often the predictor’s first guess of the other’s next action was the one taken, over all steps "
+        "<p>Each cell: how often the predictor’s first guess of the other’s next action was the one taken, "
+        "over all steps "
         "of the held-out episodes. <b>Deeper colour: further above the base rate</b>, which is what one gets by always "
-        "naming the other’s favourite action. “off by” is the calibration error: how far its stated confidence lies from "
+        "naming the other’s favourite action. “off by” is the calibration error: how far its stated "
+        "confidence lies from "
         f'how often it is right, on average.</p>{matrix}<figure class="panel half"><figcaption><h3>Calibration</h3>'
         "<p>On the dashed diagonal “70 % sure” comes true seven times in ten; below it the agents are too sure of "
         f"themselves.</p></figcaption>{diagram}</figure>"

@@ -33,7 +33,8 @@ def storyboard(scene: Mapping[str, Any], focal: int, agents: Sequence[str]) -> s
         "strip": "left: what happened; right: what was imagined (one square per entry of the observation)",
     }[scene["kind"]]
     return (
-        f'<div class="storyboard"><p>{html.escape(scene["label"]).capitalize()}, as <b>{html.escape(agents[focal])}</b> '
+        f'<div class="storyboard"><p>{html.escape(scene["label"]).capitalize()}, as '
+        f"<b>{html.escape(agents[focal])}</b> "
         f'imagined it from step {start} on ({how}).</p><div class="frames">{figures}</div></div>'
     )
 
@@ -78,7 +79,8 @@ def _strip(view: Mapping[str, Any], t: int) -> str:
     for column, what in enumerate(("real", "dream")):
         for k, value in enumerate(view[what][t]):
             sign = "var(--p1)" if value > 0 else "var(--p0)"
-            out += f'<rect x="{column * 34}" y="{k * 6}" width="30" height="5" style="fill:{sign};fill-opacity:{abs(value):.2f}"/>'
+            style = f"fill:{sign};fill-opacity:{abs(value):.2f}"
+            out += f'<rect x="{column * 34}" y="{k * 6}" width="30" height="5" style="{style}"/>'
     return (
         f'<svg class="strip" viewBox="0 0 66 {6 * len(view["real"][t])}" role="img" aria-label="step {t}">{out}</svg>'
     )
