@@ -17,6 +17,7 @@ from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv
 from codream.live import Live, WandbMode, live_table
 from codream.matwm import Metrics, add_metrics
 from codream.progress import Bar
+from codream.report import report
 from codream.runs import Run, RunError, build_env
 from codream.training import GraphDriver, HostDriver, Runner, driver_for
 
@@ -102,8 +103,6 @@ def train(
 
 def _draw(run: Run) -> None:
     """Drawing comes after everything is saved, and must not spoil it."""
-    from codream.report import report
-
     try:
         report(run, quick=True, progress=False)
     except Exception as err:
