@@ -85,13 +85,15 @@ def chart(
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
     label: str = "",
+    empty: str = "Nothing was logged for this yet.",
 ) -> str:
     """An SVG with axes, units and a legend. `marks`: named horizontal reference lines. `zero`: the axis includes 0.
-    `identity`: the diagonal is drawn. Where `log` meets values that are not positive they are left out."""
+    `identity`: the diagonal is drawn. Where `log` meets values that are not positive they are
+    left out. `empty`: what to say without lines."""
     lines = [_thinned(line, log) for line in lines]
     lines = [line for line in lines if len(line.x)]
     if not lines:
-        return '<p class="empty">Nothing was logged for this yet.</p>'
+        return f'<p class="empty">{html.escape(empty)}</p>'
     x0, x1 = x_range or _span([line.x for line in lines])
     every = [v for line in lines for v in (line.y, line.faint, line.low, line.high) if v is not None]
     y0, y1 = y_range or _span([*every, [y for _, y in marks], [0.0] if zero and not log else []])

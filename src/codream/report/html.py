@@ -66,8 +66,9 @@ def run_page(
     steps = int(metrics[-1]["steps"]) if metrics else 0
     seconds = float(metrics[-1].get("seconds", 0.0)) if metrics else 0.0
     subtitle = (
-        f"{len(agents)} agents in <b>{html.escape(environment['name'])}</b>: {html.escape(', '.join(agents))}. "
-        f"Preset <b>{html.escape(config.preset)}</b>, seed {config.seed}."
+        f"{len(agents)} agents in <b>{html.escape(environment['name'])}</b>, preset "
+        f"<b>{html.escape(config.preset)}</b>, "
+        f"seed {config.seed}.{_roles(environment['name'], agents)}"
     )
     told = "".join(f'<p class="warn">{html.escape(line)}</p>' for line in warnings)
     sections = [
@@ -84,6 +85,15 @@ def run_page(
         sections += _played(measured, agents, steps)
     sections.append(("about", "Configuration and machine", _about(config, about, seconds)))
     return page(name, subtitle, sections, sides)
+
+
+def _roles(game: str, agents: Sequence[str]) -> str:
+    """The agents in their colours, and what they are about where their names do not say."""
+    told = ""
+    if "simple_tag" in game:
+        told = " The adversaries are predators that hunt the prey; a touch pays every predator and costs the prey."
+    dots = "".join(f'<li><i style="background:var(--a{i})"></i>{html.escape(a)}</li>' for i, a in enumerate(agents))
+    return f'{told}</p><ul class="agents">{dots}</ul><p>'
 
 
 def _glance(config: Config, steps: int, seconds: float, measured: Mapping[str, Any] | None) -> str:
@@ -138,9 +148,7 @@ def _played(measured: Mapping[str, Any], agents: list[str], steps: int) -> list[
     if measured["scenes"]:
         sections.append(("dream", "An episode, and the same start imagined", _dream(measured, agents)))
     model = measured["model"]
-    sections.append(
-        ("horizon", "How far ahead the dream holds", f'<figure class="panel half">{horizon(model)}</figure>')
-    )
+    sections.append(("horizon", "How far ahead the dream holds", horizon(model)))
     if model.get("foresight"):
         sections.append(("foresight", "Who predicts whom", foresight(model["foresight"])))
     return sections

@@ -111,7 +111,12 @@ def training_panels(
             "cumulative",
             "Cumulative reward",
             "All reward that each agent has collected since training began; its slope is how well it does now.",
-            chart(_cumulative(metrics, agents, sides), x_label=steps, y_label="reward, summed"),
+            chart(
+                _cumulative(metrics, agents, sides),
+                x_label=steps,
+                y_label="reward, summed",
+                empty="Nothing was logged for this yet (older runs did not log how many episodes ended).",
+            ),
         ),
     ]
 

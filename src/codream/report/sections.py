@@ -205,10 +205,11 @@ def horizon(model: Mapping[str, Any]) -> str:
     ratio = dreamed[-1] / still[-1] if still[-1] else math.nan
     verdict = "better than assuming that nothing moves" if ratio < 1 else "no better than assuming that nothing moves"
     return (
-        f"{svg}<p>After {len(dreamed)} imagined steps the error is <b>{ratio:.2f}</b> of that of “nothing moves”: "
+        f'<div class="two"><figure class="panel">{svg}</figure><div>'
+        f"<p>After {len(dreamed)} imagined steps the error is <b>{ratio:.2f}</b> of that of “nothing moves”: "
         f"{verdict}. Measured on {model['episodes']} held-out episodes of {html.escape(model['play'])}; "
         "the mean of several dreams is compared with what happened, in the units that the networks see, summed over an "
-        "observation’s entries.</p>" + _facts(model)
+        "observation’s entries.</p>" + _facts(model) + "</div></div>"
     )
 
 
@@ -276,9 +277,10 @@ def foresight(seen: Mapping[str, Any]) -> str:
         "of the held-out episodes. <b>Deeper colour: further above the base rate</b>, which is what one gets by always "
         "naming the other’s favourite action. “off by” is the calibration error: how far its stated "
         "confidence lies from "
-        f'how often it is right, on average.</p>{matrix}<figure class="panel half"><figcaption><h3>Calibration</h3>'
+        f'how often it is right, on average.</p><div class="two">{matrix}<figure '
+        f'class="panel"><figcaption><h3>Calibration</h3>'
         "<p>On the dashed diagonal “70 % sure” comes true seven times in ten; below it the agents are too sure of "
-        f"themselves.</p></figcaption>{diagram}</figure>"
+        f"themselves.</p></figcaption>{diagram}</figure></div>"
     )
 
 

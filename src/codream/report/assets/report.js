@@ -171,15 +171,17 @@
     table.replaceChildren();
     const line = (who, what) => {
       const row = html("tr", {}, table);
-      html("th", {}, row, who);
-      return [html("td", {}, row), html("td", {}, row, what)];
+      const head = html("th", {}, row, who);
+      html("br", {}, head);
+      html("small", {}, head, what);
+      return html("td", {}, row);
     };
     const took = scene().action[t], me = state.focal;
-    const [mine] = line(`${agents[me]} (itself)`, `did: ${actions[took[me]]}`);
+    const mine = line(`${agents[me]} (itself)`, `did: ${actions[took[me]]}`);
     bars(mine, v.policy[t], took[me], me);
     if (v.others) agents.filter((_, j) => j !== me).forEach((name, k) => {
       const j = agents.indexOf(name);
-      const [cell] = line(name, `did: ${actions[took[j]]}`);
+      const cell = line(name, `did: ${actions[took[j]]}`);
       bars(cell, v.others[t][k], took[j], j);
     });
     const facts = part("facts");
