@@ -1,10 +1,13 @@
 """codream: teams of agents that learn inside learned models of their shared world."""
 
+from codream.accelerators import Devices, devices
 from codream.agents import Agents, load
 from codream.checkpoint import CheckpointError
 from codream.config import Config, ConfigError, preset
 from codream.envs import EnvironmentFailure, EnvSpec, TimeStep, UnknownEnvironment, available_envs, make_env
 from codream.evaluation import CrossPlay, evaluate
+from codream.inspection import Inspection, inspect
+from codream.report import compare, report
 from codream.runs import Run, RunError
 from codream.trainer import TrainingDiverged, train
 
@@ -14,17 +17,23 @@ __all__ = [
     "Config",
     "ConfigError",
     "CrossPlay",
+    "Devices",
     "EnvSpec",
     "EnvironmentFailure",
+    "Inspection",
     "Run",
     "RunError",
     "TimeStep",
     "TrainingDiverged",
     "UnknownEnvironment",
     "available_envs",
+    "compare",
+    "devices",
     "evaluate",
+    "inspect",
     "load",
     "make_env",
     "preset",
+    "report",
     "train",
 ]

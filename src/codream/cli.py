@@ -1,4 +1,7 @@
-"""The command line: `codream train`, `codream evaluate`. Every field of `Config` is an option."""
+"""The command line: `codream train`, `evaluate`, `report`, `compare`, `inspect`, `devices`.
+
+Every field of `Config` is an option.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,15 @@ import jax
 import tyro
 from rich.console import Console
 
+from codream.accelerators import devices
 from codream.agents import load
 from codream.checkpoint import CheckpointError
 from codream.config import Config, ConfigError, preset
 from codream.envs import EnvironmentFailure, UnknownEnvironment
-from codream.evaluation import evaluate
+from codream.evaluation import CrossPlay, evaluate
+from codream.inspection import inspect
+from codream.live import WandbMode
+from codream.report import compare, report
 from codream.runs import Run, RunError
 from codream.trainer import TrainingDiverged, train
 
@@ -48,7 +55,9 @@ class Train:
     env_kwargs: str | None = None
     """Keyword arguments of the environment, as JSON, e.g. '{"max_cycles": 50}'."""
     episodes: int = 100
-    """Episodes of every pairing in the table at the end; 0 for no table."""
+    """Episodes of every pairing in the table at the end; 0 for no table, and a report without playing."""
+    wandb: WandbMode = "off"
+    """Also log to Weights & Biases."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +82,57 @@ class Evaluate:
     """Folder of all runs."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Draw a run as one HTML file, `report.html` in its folder; also while the run goes on."""
+
+    run: tyro.conf.Positional[str]
+    """The run, by its folder or its name."""
+    quick: bool = False
+    """Play nothing: only what training logged, and what an earlier report measured."""
+    episodes: int = 40
+    """Episodes of every pairing, and for the world model."""
+    root: str = "runs"
+    """Folder of all runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Several runs in one HTML file: curves with intervals over seeds, and everyone against everyone."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Two runs or more, by their folders or names."""
+    out: Path = Path("compare.html")
+    """File to write."""
+    quick: bool = False
+    """Play no matches."""
+    episodes: int = 20
+    """Episodes of each match."""
+    root: str = "runs"
+    """Folder of all runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Take a configuration or a run apart: shapes, modules, parameters, operations, memory."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    run: str | None = None
+    """A run, by its folder or its name, instead of a configuration."""
+    env_kwargs: str | None = None
+    """Keyword arguments of the environment, as JSON."""
+    root: str = "runs"
+    """Folder of all runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """List every accelerator, which one computes, its memory, and the versions of JAX and driver."""
+
+
+_Command = Train | Evaluate | Report | Compare | Inspect | Devices
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for a wrong request, 1 for a failure while running."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -82,10 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = _parse(args)
         _cache_compilations()
-        if isinstance(command, Train):
-            _train(command)
-        else:
-            _evaluate(command)
+        _DO[type(command)](command)
     except (ConfigError, RunError, UnknownEnvironment, CheckpointError, ModuleNotFoundError) as err:
         return _fail(err, 2)
     except (EnvironmentFailure, TrainingDiverged) as err:
@@ -95,13 +152,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(args: list[str]) -> Train | Evaluate:
+def _parse(args: list[str]) -> _Command:
     """Two passes: --preset and --resume decide the defaults of everything else."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option, default in (("--preset", None), ("--algo", "matwm"), ("--resume", None), ("--root", "runs")):
         first.add_argument(option, default=default)
     base = preset("small")
-    if args[:1] == ["train"]:
+    if args[:1] in (["train"], ["inspect"]):
         try:
             known, _ = first.parse_known_args(args)
         except argparse.ArgumentError:  # e.g. an option without its value: tyro says it better
@@ -111,6 +168,10 @@ def _parse(args: list[str]) -> Train | Evaluate:
     commands: Any = (
         Annotated[Train, tyro.conf.subcommand("train", default=Train(base))]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[Inspect, tyro.conf.subcommand("inspect", default=Inspect(base))]
+        | Annotated[Devices, tyro.conf.subcommand("devices")]
     )
     return tyro.cli(
         commands,
@@ -128,10 +189,20 @@ def _train(command: Train) -> None:
         raise ConfigError("--checkpoint needs --resume RUN: it says from which of the run's checkpoints to go on")
     if command.name is not None and command.resume is not None:
         raise ConfigError("--name is for a new run; --resume goes on in the folder of the run")
-    run = train(config, name=command.name, resume=command.resume, checkpoint=command.checkpoint, root=command.root)
+    run = train(
+        config,
+        name=command.name,
+        resume=command.resume,
+        checkpoint=command.checkpoint,
+        root=command.root,
+        wandb=command.wandb,
+    )
     if command.episodes:
-        Console().print(evaluate(load(run), episodes=command.episodes).table())
+        result = evaluate(load(run), episodes=command.episodes)
+        Console().print(result.table())
+        _report_after(run, result)
     print(f"The run lies in {run.path}")
+    print(f"  see what it learned: open {run.path / 'report.html'}")
     print(f"  evaluate it more precisely: codream evaluate {run.path}")
 
 
@@ -149,6 +220,50 @@ def _evaluate(command: Evaluate) -> None:
         command.json.parent.mkdir(parents=True, exist_ok=True)
         command.json.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
         print(f"Written to {command.json}")
+
+
+def _report_after(run: Run, result: CrossPlay) -> None:
+    """Everything is saved by now, so whatever goes wrong here is only told."""
+    try:
+        report(run, cross_play=result)
+    except Exception as err:
+        print(
+            f"codream: the report could not be drawn in full ({type(err).__name__}: {err}); the run is complete. "
+            f"Try again: codream report {run.path}",
+            file=sys.stderr,
+        )
+
+
+def _report(command: Report) -> None:
+    path = report(command.run, quick=command.quick, episodes=command.episodes, root=command.root)
+    print(f"Written to {path}")
+
+
+def _compare(command: Compare) -> None:
+    options = {"out": command.out, "quick": command.quick, "episodes": command.episodes, "root": command.root}
+    print(f"Written to {compare(command.runs, **options)}")
+
+
+def _inspect(command: Inspect) -> None:
+    config = command.config
+    if command.env_kwargs is not None:
+        config = dataclasses.replace(config, env_kwargs=_json_object("--env-kwargs", command.env_kwargs))
+    Console().print(inspect(config if command.run is None else command.run, root=command.root))
+
+
+def _devices(command: Devices) -> None:
+    del command
+    Console().print(devices())
+
+
+_DO: dict[type, Any] = {
+    Train: _train,
+    Evaluate: _evaluate,
+    Report: _report,
+    Compare: _compare,
+    Inspect: _inspect,
+    Devices: _devices,
+}
 
 
 def _json_object(option: str, text: str) -> dict[str, Any]:

@@ -18,9 +18,9 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
     """Floating-point operations of the matrix products in `function(*args)`: 2 · m · n · k each.
 
     A `scan` counts its body times its length. A loop whose length is known only when it runs counts once.
-    Element-wise work is not counted.
+    Element-wise work is not counted. Arrays may be abstract (`jax.ShapeDtypeStruct`): nothing is computed.
     """
-    arrays, static = eqx.partition(args, eqx.is_array)
+    arrays, static = eqx.partition(args, lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct))
     traced = jax.make_jaxpr(lambda a: eqx.filter(function(*eqx.combine(a, static)), eqx.is_array))(arrays)
     return _count(traced.jaxpr)
 

@@ -220,10 +220,9 @@ def train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[
     return state, {"loss": loss, **parts, **curious, "grad_norm": optax.tree.norm(grads)}
 
 
-def train_agents(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
-    """One update of every agent's actor and critic on imagined trajectories. Metrics have an agent axis."""
-    agents, model, settings = state.agents, state.world_model, config.agents
-    spec = model.spec
+def imagine_for_agents(state: State, key: PRNGKeyArray, config: Config) -> Dream:
+    """Trajectories that every agent imagines with its current policy, from uniformly drawn real contexts."""
+    model, settings = state.world_model, config.agents
     assert settings.starts is not None
     assert settings.horizon is not None
     start_key, dream_key = jax.random.split(key)
@@ -234,14 +233,20 @@ def train_agents(state: State, key: PRNGKeyArray, config: Config) -> tuple[State
         focal = jnp.full(settings.starts, agent)
         return sequences(state.replay, age + settings.context - 1, copy, focal, settings.context)
 
-    everyone = jnp.arange(spec.num_agents)
-    context = jax.vmap(contexts)(everyone, jax.random.split(start_key, spec.num_agents))
-    imagined = dream(model, lambda s, mask: log_policy(agents.actor, s, mask), context, settings.horizon, dream_key)
+    agents = model.spec.num_agents
+    context = jax.vmap(contexts)(jnp.arange(agents), jax.random.split(start_key, agents))
+    policy = lambda s, mask: log_policy(state.agents.actor, s, mask)  # noqa: E731
+    return dream(model, policy, context, settings.horizon, dream_key)
+
+
+def train_agents(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
+    """One update of every agent's actor and critic on imagined trajectories. Metrics have an agent axis."""
     count = state.agents_updates + 1
+    imagined = imagine_for_agents(state, key, config)
     intrinsic, curiosity = _imagined_bonus(state, imagined, config)
     if intrinsic is not None:
         imagined = eqx.tree_at(lambda d: d.reward, imagined, imagined.reward + config.curiosity.coef * intrinsic)
-    trained, metrics = improve(agents, imagined, count, settings)
+    trained, metrics = improve(state.agents, imagined, count, config.agents)
     if intrinsic is not None:
         metrics["intrinsic_reward"] = jnp.mean(intrinsic, axis=(1, 2))
         state = eqx.tree_at(lambda s: s.curiosity, state, curiosity)

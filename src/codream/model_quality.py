@@ -14,16 +14,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from codream.agents import Agents
-from codream.envs import HostEnv, TimeStep
+from codream.envs import EnvSpec, HostEnv, TimeStep
 from codream.evaluation import as_host
+from codream.foresight import Foresight, foresight
 from codream.latents import two_hot_mean
-from codream.partners import others_of
 from codream.world_model import Hidden, Sequence, WorldModel
 
-__all__ = ["ModelQuality", "measure", "record", "sequences_of"]
+__all__ = ["ModelQuality", "Recording", "measure", "record", "sequences_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,8 @@ class ModelQuality:
     """Of the teammate predictor, at one of the others' actions."""
     base_rate: float
     """Accuracy of always naming each agent's most frequent action."""
+    foresight: Foresight | None = None
+    """The same for every pair of agents; None without a teammate predictor."""
 
     @property
     def one_step_ratio(self) -> float:
@@ -63,12 +65,16 @@ class ModelQuality:
         return self.by_horizon[-1] / self.still_by_horizon[-1]
 
 
-def record(env: HostEnv, player: Any, episodes: int, seed: int) -> tuple[list[TimeStep], list[Any]]:
-    """Play `episodes` episodes at once, one in each copy. Returns time steps and actions until all have ended."""
+Recording = tuple[list[TimeStep], list[Any]]
+
+
+def record(env: HostEnv, player: Any, episodes: int, seed: int, limit: int | None = None) -> Recording:
+    """Play `episodes` episodes at once, one in each copy. Returns time steps and actions until all have ended, or
+    until `limit` steps were taken."""
     rng, seeds = np.random.default_rng([seed, 2]), np.random.default_rng([seed, 3])
     here = env.reset(seeds.integers(2**31 - 1, size=episodes))
     steps, actions, over = [here], [], np.zeros(episodes, bool)
-    while not over.all():
+    while not over.all() and (limit is None or len(actions) < limit):
         action = player.act(here, rng)
         here = env.step(action, seeds.integers(2**31 - 1, size=episodes))
         over = over | np.asarray(here.last)
@@ -85,6 +91,7 @@ def sequences_of(steps: list[TimeStep], actions: list[Any], agents: int) -> Sequ
     # Copies that ended early started a second episode; it does not count.
     second = np.cumsum(stack.first, axis=1) > 1
     acting = stack.acting & ~second[..., None]
+    acting[:, -1] = False  # where the recording was cut short, nothing was done in its last row
     after = lambda x: np.concatenate([x[:, 1:], np.zeros_like(x[:, :1])], axis=1)  # noqa: E731
     each = lambda x: np.moveaxis(x, 2, 1).reshape(episodes * agents, time, *x.shape[3:])  # noqa: E731
     shared = lambda x: np.repeat(x, agents, axis=0)  # noqa: E731
@@ -174,17 +181,23 @@ def measure(
     horizon: int = 12,
     samples: int = 16,
     seed: int = 0,
+    played: Recording | None = None,
 ) -> ModelQuality:
     """Measure the agents' world model on fresh episodes of `player` (all agents), described as `play`.
 
     `large_reward`: a step counts as having a reward if its absolute value is above this (5 for a catch in
     `simple_tag`, where leaving the arena costs little by little). The open-loop error starts after the context that
-    imagination gets, and is NaN where no episode is long enough.
+    imagination gets, and is NaN where no episode is long enough. `played`: episodes recorded before, instead of
+    new ones.
     """
     model, spec, context = agents.state.world_model, agents.spec, agents.config.agents.context
-    env = as_host(agents.make_env(episodes), episodes)
-    s = sequences_of(*record(env, player, episodes, seed), spec.num_agents)
-    env.close()
+    if played is None:
+        env = as_host(agents.make_env(episodes), episodes)
+        played = record(env, player, episodes, seed)
+        env.close()
+    else:
+        episodes = len(played[0][0].first)
+    s = sequences_of(*played, spec.num_agents)
     key = jax.random.key(seed)
     keys = jax.random.split(key, len(s.obs))
     # In slices, so that image models need no more memory than a training batch.
@@ -216,7 +229,8 @@ def measure(
         by_horizon, still_by_horizon = (
             tuple(float(x) for x in np.concatenate([e[k] for e in errors]).mean(axis=0)) for k in range(2)
         )
-    accuracy, base_rate = _teammates(got.get("team"), s, spec.num_agents)
+    seen = None if model.team is None else _foresight(got["team"], s, spec)
+    accuracy, base_rate = _overall(seen, s)
     return ModelQuality(
         play=play,
         episodes=episodes,
@@ -229,17 +243,20 @@ def measure(
         elsewhere_absolute=float(np.abs(off).mean()),
         accuracy=accuracy,
         base_rate=base_rate,
+        foresight=seen,
     )
 
 
-def _teammates(log_probs: Any, s: Sequence, agents: int) -> tuple[float, float]:
-    """Accuracy over all others that act, and that of each agent's most frequent action."""
-    if log_probs is None:
+def _foresight(log_probs: Any, s: Sequence, spec: EnvSpec) -> Foresight:
+    """For every pair of agents. `log_probs` has axes [episodes · agents, time, others, actions]."""
+    n = spec.num_agents
+    action, acting = np.asarray(s.action)[::n], np.asarray(s.acting)[::n]
+    return foresight(spec.agents, log_probs.reshape(-1, n, *log_probs.shape[1:]), action, acting)
+
+
+def _overall(seen: Foresight | None, s: Sequence) -> tuple[float, float]:
+    """Accuracy over all pairs, and that of each agent's most frequent action."""
+    if seen is None:
         return math.nan, math.nan
-    others: Int[np.ndarray, "rows others"] = others_of(agents)[np.asarray(s.focal)]
-    real = np.take_along_axis(np.asarray(s.action), others[:, None], axis=-1)
-    acts = np.take_along_axis(np.asarray(s.acting), others[:, None], axis=-1)
-    hits = (log_probs.argmax(axis=-1) == real)[acts]
-    action, acting = np.asarray(s.action)[::agents], np.asarray(s.acting)[::agents]
-    most = [np.bincount(action[..., i][acting[..., i]]).max() for i in range(agents)]
-    return float(hits.mean()), float(sum(most) / acting.sum())
+    acting = np.asarray(s.acting)[:: len(seen.agents)].sum(axis=(0, 1))
+    return float(np.nanmean(seen.accuracy)), float(np.nansum(seen.base_rate * acting) / acting.sum())

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 __all__ = ["Bar"]
 
 _PLAIN_SECONDS = 10.0  # between two plain lines
 _LIVE_SECONDS = 0.25  # between two updates of the live bar
+
+
+class _Progress(Progress):
+    """A progress bar with something below it."""
+
+    below: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.below is not None:
+            yield self.below
 
 
 class Bar:
@@ -28,10 +40,10 @@ class Bar:
         self._began = self._shown = time.monotonic()
         self._recent = (self._began, start)
         self._speed = 0.0
-        self._live: Progress | None = None
+        self._live: _Progress | None = None
         self._task = TaskID(0)
         if show and self.console.is_terminal:
-            self._live = Progress(
+            self._live = _Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=None),
                 TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
@@ -63,6 +75,11 @@ class Bar:
     def note(self, text: str) -> None:
         """Replace what stands beside the bar."""
         self._note = text
+
+    def below(self, table: RenderableType) -> None:
+        """Replace what stands below the bar; nothing on plain lines, which have the note."""
+        if self._live:
+            self._live.below = table
 
     def restart_clock(self, done: int) -> None:
         """Forget the time so far: what took it (compiling) will not happen again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import numpy as np
 from codream import checkpoint as checkpoints
 from codream.config import Config, ConfigError, preset
 from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv
+from codream.live import Live, WandbMode, live_table
 from codream.metrics import Metrics, add_metrics
 from codream.progress import Bar
+from codream.report import report
 from codream.runs import Run, RunError, build_env
 from codream.training import GraphDriver, HostDriver, Runner, driver_for
 
@@ -52,13 +55,16 @@ def train(
     checkpoint: int | None = None,
     root: str | Path = "runs",
     progress: bool = True,
+    wandb: WandbMode = "off",
 ) -> Run:
     """Train in a new folder `root/name`, or go on with the run `resume`. Returns the run.
 
     `config`: preset `small` if not given; when resuming, the run's own, and only the options in `CHANGEABLE`
     may differ from it. `env`: an environment as an object (see `make_env`), instead of the one that
     `config.env` names. `name`: made from environment, preset and seed if not given. `checkpoint`: resume
-    from the checkpoint at this step instead of the latest; later ones are set aside.
+    from the checkpoint at this step instead of the latest; later ones are set aside. `wandb`: `offline` or
+    `online` also logs to Weights & Biases. At the end the run's report is drawn, of what training logged;
+    `codream.report(run)` adds what only playing can show.
 
     Training ends when `config.total_steps` environment steps (over all copies) are done and every copy of a
     host environment has finished its episode. A resumed run then equals, number by number on the CPU, one
@@ -84,12 +90,30 @@ def train(
         else:
             runner = _resumed(run, driver, config, checkpoint)
         begun = int(runner.state.steps) if runner is not None else 0
-        with Bar("train", config.total_steps, start=begun, show=progress) as bar:
-            _Loop(run, driver, config, bar).go(runner)
+        live = Live(run.path, config, begun=begun, wandb=wandb)
+        try:
+            with Bar("train", config.total_steps, start=begun, show=progress) as bar:
+                _Loop(run, driver, config, bar, live).go(runner)
+        finally:
+            live.close()
     finally:
         if env is None and isinstance(made, HostEnv):
             made.close()
+    _draw(run)
     return run
+
+
+def _draw(run: Run) -> None:
+    """Drawing comes after everything is saved, and must not spoil it."""
+    try:
+        report(run, quick=True, progress=False)
+    except Exception as err:
+        warnings.warn(
+            f"the report of {run.path} could not be drawn ({type(err).__name__}: {err}); the run itself is complete. "
+            f"Try again with: codream report {run.path}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _environment(config: Config, env: Any) -> tuple[HostEnv | GraphEnv, Config]:
@@ -164,8 +188,8 @@ _add = jax.jit(add_metrics)
 class _Loop:
     """Advances the driver; logs, checkpoints and explains failures."""
 
-    def __init__(self, run: Run, driver: HostDriver | GraphDriver, config: Config, bar: Bar):
-        self.run, self.driver, self.config, self.bar = run, driver, config, bar
+    def __init__(self, run: Run, driver: HostDriver | GraphDriver, config: Config, bar: Bar, live: Live):
+        self.run, self.driver, self.config, self.bar, self.live = run, driver, config, bar, live
         self.steps = 0  # done
         self.logged = 0  # steps at the last line of metrics
         self.saved = 0  # steps at the last checkpoint
@@ -226,14 +250,18 @@ class _Loop:
         now = time.monotonic()
         speed = (self.steps - self.logged) / max(now - self.line_began, 1e-9)
         means = {name: float(total) / float(count) for name, (total, count) in totals.items() if count > 0}
-        self.run.log(
-            {
-                "steps": self.steps,
-                "seconds": round(self.before + now - self.began, 3),
-                "steps_per_second": round(speed, 2),
-                **means,
-            }
-        )
+        # Sums over episodes, such as the reward collected so far, need their number.
+        ended = totals[f"episode/return/{self.driver.spec.agents[0]}"][1]
+        line = {
+            "steps": self.steps,
+            "seconds": round(self.before + now - self.began, 3),
+            "steps_per_second": round(speed, 2),
+            "episode/count": int(ended),
+            **means,
+        }
+        self.run.log(line)
+        self.live.scalars(line)
+        self.bar.below(live_table(means, self.driver.spec))
         returns = []
         for side, members in self.driver.spec.sides.items():
             names = [f"episode/return/{self.driver.spec.agents[i]}" for i in members]

@@ -1,0 +1,65 @@
+"""Reports: one self-contained HTML file per run, and one that compares several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from codream.agents import load
+from codream.checkpoint import CheckpointError
+from codream.evaluation import CrossPlay
+from codream.live import publish
+from codream.report.comparison import compare
+from codream.report.film import film
+from codream.report.html import run_page
+from codream.report.lines import metrics_of, sides_of
+from codream.report.measures import measure_run, saved_measures
+from codream.report.panels import training_panels
+from codream.report.sections import standing_markdown
+from codream.runs import Run
+
+__all__ = ["compare", "report"]
+
+
+def report(
+    run: str | Path | Run,
+    *,
+    quick: bool = False,
+    episodes: int | None = None,
+    cross_play: CrossPlay | None = None,
+    env: Any = None,
+    root: str | Path = "runs",
+    progress: bool = True,
+) -> Path:
+    """Write `report.html` in the run's folder, also while the run goes on. Returns its path.
+
+    It plays a few dozen episodes to measure the agents and the world model; the result is kept, so that `quick`, which
+    plays nothing, still shows what an earlier report measured. `episodes`: of every pairing (default 40). `cross_play`:
+    an evaluation of the same agents, if there is one already. `env`: the environment, where the run was trained on one
+    given as an object.
+
+    Whatever is missing (no metrics yet, a line cut off in writing, no checkpoint yet) is said in the report; only a
+    folder that is no run at all raises RunError.
+    """
+    run = Run.open(run, root)
+    config, about = run.config, run.about
+    metrics, warnings = metrics_of(run)
+    measured = saved_measures(run)
+    if not quick:
+        try:
+            agents = load(run, env=env)
+        except CheckpointError as err:
+            warnings.append(f"Nothing could be played: {err}")
+        else:
+            more = {} if episodes is None else {"episodes": episodes}
+            measured = measure_run(run, agents, cross_play=cross_play, progress=progress, **more)
+            scenes, sides = measured["scenes"], measured["sides"]
+            gif = film(scenes[0], 0, sides) if scenes else None
+            publish(run.path, measured["steps"], standing_markdown(measured), gif)
+    names: list[str] = about["environment"]["agents"]
+    sides = sides_of(names)
+    panels = training_panels(metrics, names, sides, measured["num_actions"] if measured else None)
+    text = run_page(run.path.name, config, about, metrics, panels, measured, sides, warnings)
+    path = run.path / "report.html"
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,149 @@
+"""Episodes and dreams as plain values that a page can draw: positions in the plane, images, or strips of entries."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from codream.envs import EnvSpec
+from codream.report.dreams import Dreamed, Episode
+from codream.report.scene import Layout, layouts
+
+__all__ = ["action_names", "scene_of"]
+
+MOST_ENTRIES = 40  # of a vector without a picture of its own
+
+# Radii in the arena's units: of agents by side, and of landmarks.
+_RADII: dict[str, tuple[dict[str, float], float]] = {
+    "simple_tag": ({"adversary": 0.075, "agent": 0.05}, 0.2),
+    "simple_spread": ({"agent": 0.15}, 0.05),
+    "simple_adversary": ({"adversary": 0.15, "agent": 0.15}, 0.08),
+    "simple": ({"agent": 0.05}, 0.05),
+}
+
+
+def action_names(spec: EnvSpec) -> list[str]:
+    """What the actions are called: the moves of MPE, elsewhere numbers."""
+    mpe = spec.name.startswith("mpe2:") or spec.name.startswith("jaxmarl:MPE_")
+    if mpe and spec.max_actions == 5:
+        return ["stay", "left", "right", "down", "up"]
+    return [str(a) for a in range(spec.max_actions)]
+
+
+def scene_of(episode: Episode, spec: EnvSpec) -> dict[str, Any]:
+    """One episode and all dreams of it, as plain lists.
+
+    `kind` says how to draw it: `plane` (positions), `image` (strips of frames as PNG) or `strip` (entries of a vector).
+    """
+    found = layouts(spec)
+    kind = "image" if spec.is_image else "strip" if found is None else "plane"
+    views = []
+    for dreamed in episode.dreams:
+        real = episode.obs[:, dreamed.focal]
+        view = {
+            "others": _plain(dreamed.others, 3),
+            "policy": _plain(dreamed.policy, 3),
+            "reward": _plain(dreamed.reward, 2),
+            "value": _plain(dreamed.value, 2),
+            "gap": _plain(dreamed.gap, 4),
+            "still": _plain(dreamed.still, 4),
+        }
+        if found is not None:
+            view |= _in_the_plane(found[dreamed.focal], real, dreamed, episode.start, spec.num_agents)
+        elif spec.is_image:
+            view |= {"real": _film(real), "dream": _film(dreamed.obs[0])}
+        else:
+            view |= _strips(real, dreamed, int(spec.obs_valid[dreamed.focal].sum()))
+        views.append(view)
+    return {
+        "kind": kind,
+        "label": episode.label,
+        "start": episode.start,
+        "steps": len(episode.action),
+        "action": episode.action.tolist(),
+        "reward": _plain(episode.reward, 2),
+        "gap_label": _GAP[kind],
+        "views": views,
+        **({"radii": _radii(spec), "centred": found is not None and found[0].own is None} if kind == "plane" else {}),
+    }
+
+
+_GAP = {
+    "plane": "mean distance, arena units",
+    "image": "squared error per frame",
+    "strip": "squared error, symlog units",
+}
+
+
+def _plain(x: np.ndarray | None, digits: int) -> Any:
+    return None if x is None else np.round(np.asarray(x, float), digits).tolist()
+
+
+def _radii(spec: EnvSpec) -> dict[str, Any]:
+    game = re.sub(r"_v\d+$", "", spec.name.rpartition(":")[2].removeprefix("MPE_"))
+    by_side, landmark = _RADII[game]
+    sides = spec.sides
+    agents = [
+        next(by_side.get(side, 0.05) for side, members in sides.items() if i in members)
+        for i in range(len(spec.agents))
+    ]
+    return {"agents": agents, "landmark": landmark}
+
+
+def _in_the_plane(
+    layout: Layout, real: Shaped[np.ndarray, "steps_1 size"], dreamed: Dreamed, start: int, count: int
+) -> dict[str, Any]:
+    """Positions, and the gap as the mean distance between where every moving thing is and where it was imagined."""
+    truly, imagined = layout.agents(real, count), layout.agents(dreamed.obs, count)
+    shown = np.arange(count) if layout.own is not None else np.asarray([j for j in range(count) if j != layout.focal])
+    if not len(shown):  # alone, in the middle of its own picture: the landmarks move
+        gap = np.linalg.norm(layout.places(dreamed.obs) - layout.places(real), axis=-1).mean(axis=(0, 2))
+        still = np.linalg.norm(layout.places(real[start]) - layout.places(real), axis=-1).mean(axis=1)
+    else:
+        gap = np.linalg.norm(imagined - truly, axis=-1)[..., shown].mean(axis=(0, 2))
+        still = np.linalg.norm(truly[start] - truly, axis=-1)[..., shown].mean(axis=1)
+    before = np.arange(len(real)) <= start
+    return {
+        "real": _plain(truly, 3),
+        "marks": _plain(layout.places(real), 3),
+        "dream": _plain(imagined[0], 3),
+        "dream_marks": _plain(layout.places(dreamed.obs[0]), 3),
+        "ghosts": _plain(imagined[1:, start + 1 :], 2),
+        "gap": _plain(np.where(before, 0.0, gap), 4),
+        "still": _plain(np.where(before, 0.0, still), 4),
+    }
+
+
+def _film(frames: Shaped[np.ndarray, "steps h w c"]) -> str:
+    """All frames beside one another as one PNG, in a data URI."""
+    from PIL import Image
+
+    pixels = np.clip(np.round(np.asarray(frames, float)), 0, 255).astype(np.uint8)
+    channels = pixels.shape[-1]
+    if channels not in (1, 3):  # stacked frames or masks: their mean says most
+        pixels, channels = pixels.mean(axis=-1, keepdims=True).astype(np.uint8), 1
+    strip = np.concatenate(list(pixels), axis=1)
+    out = io.BytesIO()
+    Image.fromarray(strip[..., 0] if channels == 1 else strip).save(out, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _strips(real: Shaped[np.ndarray, "steps_1 size"], dreamed: Dreamed, size: int) -> dict[str, Any]:
+    """Entries that change most, scaled to −1…1 by the largest seen, so that one colour scale serves all."""
+    real, imagined = np.asarray(real, float)[:, :size], np.asarray(dreamed.obs[0], float)[:, :size]
+    kept = np.sort(np.argsort(-real.std(axis=0), kind="stable")[:MOST_ENTRIES])
+    scale = np.maximum(np.abs(real).max(axis=0), 1e-6)
+    scaled: list[Float[np.ndarray, "steps_1 kept"]] = [np.clip((x / scale)[:, kept], -1, 1) for x in (real, imagined)]
+    return {
+        "real": _plain(scaled[0], 2),
+        "dream": _plain(scaled[1], 2),
+        "entries": kept.tolist(),
+        "left_out": max(size - MOST_ENTRIES, 0),
+        "side": math.ceil(math.sqrt(len(kept))),
+    }

@@ -1,0 +1,230 @@
+"use strict";
+// The page is complete without this script; it adds values under the pointer and the player of episodes.
+(() => {
+  document.documentElement.classList.add("scripted");
+  const NS = "http://www.w3.org/2000/svg";
+  const make = (name, attributes = {}, parent = null, text = null) => {
+    const node = document.createElementNS(NS, name);
+    for (const key in attributes) node.setAttribute(key, attributes[key]);
+    if (text !== null) node.textContent = text;
+    if (parent) parent.append(node);
+    return node;
+  };
+  const html = (name, attributes = {}, parent = null, text = null) => {
+    const node = document.createElement(name);
+    for (const key in attributes) node.setAttribute(key, attributes[key]);
+    if (text !== null) node.textContent = text;
+    if (parent) parent.append(node);
+    return node;
+  };
+  const number = (v) => (Math.abs(v) >= 1000 ? Math.round(v).toLocaleString("en") : String(+v.toPrecision(4)));
+
+  // ---------------------------------------------------------------- values under the pointer
+  function enhance(svg) {
+    const data = JSON.parse(svg.dataset.chart);
+    const [left, top, right, bottom] = data.box;
+    const holder = svg.parentElement;
+    if (getComputedStyle(holder).position === "static") holder.style.position = "relative";
+    let cursor = null, tip = null, at = null;
+    const points = [...new Set(data.lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+    const toX = (v) => left + ((v - data.x[0]) / (data.x[1] - data.x[0] || 1)) * (right - left);
+    const show = (x) => {
+      at = points.reduce((best, p) => (Math.abs(p - x) < Math.abs(best - x) ? p : best), points[0]);
+      cursor = cursor || make("path", { class: "cursor" }, svg);
+      cursor.setAttribute("d", `M${toX(at)} ${top}V${bottom}`);
+      tip = tip || html("div", { class: "tip" }, holder);
+      tip.replaceChildren();
+      html("div", {}, tip, `${data.x_label}: ${number(at)}`);
+      for (const line of data.lines) {
+        let k = line.x.reduce((best, v, i) => (Math.abs(v - at) < Math.abs(line.x[best] - at) ? i : best), 0);
+        const row = html("div", {}, tip);
+        html("i", { style: `background:${line.colour}` }, row);
+        row.append(`${line.name}: ${number(line.y[k])}`);
+      }
+      const box = svg.getBoundingClientRect(), outer = holder.getBoundingClientRect();
+      const x0 = box.left - outer.left + (toX(at) / svg.viewBox.baseVal.width) * box.width;
+      const wide = tip.offsetWidth;
+      tip.style.left = `${Math.max(0, x0 + 12 + wide > outer.width ? x0 - wide - 12 : x0 + 12)}px`;
+      tip.style.top = `${box.top - outer.top + 8}px`;
+    };
+    const hide = () => { if (cursor) cursor.remove(); if (tip) tip.remove(); cursor = tip = null; };
+    svg.addEventListener("pointermove", (event) => {
+      const box = svg.getBoundingClientRect();
+      const x = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
+      show(data.x[0] + ((x - left) / (right - left)) * (data.x[1] - data.x[0]));
+    });
+    svg.addEventListener("pointerleave", hide);
+    svg.addEventListener("blur", hide);
+    svg.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!move) return;
+      event.preventDefault();
+      const k = at === null ? 0 : points.indexOf(at) + move;
+      show(points[Math.min(Math.max(k, 0), points.length - 1)]);
+    });
+  }
+  document.querySelectorAll("svg[data-chart]").forEach(enhance);
+
+  // ---------------------------------------------------------------- an episode and its dream
+  const source = document.getElementById("scenes");
+  const player = document.getElementById("player");
+  if (!source || !player) return;
+  const { scenes, agents, actions, counts } = JSON.parse(source.textContent);
+  const part = (name) => player.querySelector(`[data-part="${name}"]`);
+  const state = { scene: 0, focal: 0, step: 0, timer: null };
+  const select = (name, labels, change) => {
+    const node = part(name);
+    labels.forEach((label, k) => html("option", { value: k }, node, label));
+    node.addEventListener("change", () => { change(+node.value); draw(true); });
+    return node;
+  };
+  const scene = () => scenes[state.scene];
+  const view = () => scene().views[state.focal];
+  select("focal", agents, (k) => { state.focal = k; });
+  select("episode", scenes.map((one) => one.label), (k) => { state.scene = k; state.step = Math.min(state.step, scene().steps); });
+  const slider = part("slider");
+  const go = (step) => { state.step = Math.min(Math.max(step, 0), scene().steps); draw(false); };
+  const pause = () => { clearInterval(state.timer); state.timer = null; part("play").textContent = "▶ play"; };
+  const play = () => {
+    if (state.step >= scene().steps) state.step = 0;
+    part("play").textContent = "⏸ pause";
+    state.timer = setInterval(() => { if (state.step >= scene().steps) pause(); else go(state.step + 1); }, 350);
+  };
+  part("play").addEventListener("click", () => (state.timer ? pause() : play()));
+  part("back").addEventListener("click", () => { pause(); go(state.step - 1); });
+  part("next").addEventListener("click", () => { pause(); go(state.step + 1); });
+  slider.addEventListener("input", () => { pause(); go(+slider.value); });
+
+  const SIZE = 320;
+  function frame(svg) {
+    const half = Math.min(Math.max(1.05, ...scene().views.flatMap((v) => v.real.flat(2).map(Math.abs))) * 1.08, 3);
+    svg.replaceChildren();
+    svg.setAttribute("viewBox", `0 0 ${SIZE} ${SIZE}`);
+    const to = (v) => ((v + half) / (2 * half)) * SIZE;
+    const scale = SIZE / (2 * half);
+    if (!scene().centred) make("rect", { class: "wall", x: to(-1), y: to(-1), width: 2 * scale, height: 2 * scale }, svg);
+    return { to, flip: (v) => SIZE - to(v), scale };
+  }
+  function bodies(svg, paper, positions, style, small = 0) {
+    positions.forEach(([x, y], i) => {
+      const r = Math.max(scene().radii.agents[i] * paper.scale, 4) + small;
+      make("circle", { cx: paper.to(x), cy: paper.flip(y), r, ...style(i) }, svg);
+    });
+  }
+  function plane(real, dream) {
+    const t = state.step, v = view(), begun = t > scene().start;
+    let paper = frame(real);
+    const rocks = (svg, marks) => marks.forEach(([x, y]) =>
+      make("circle", { class: "rock", cx: paper.to(x), cy: paper.flip(y), r: scene().radii.landmark * paper.scale }, svg));
+    const eye = (svg, [x, y]) => make("circle", { class: "eye", cx: paper.to(x), cy: paper.flip(y), r: scene().radii.agents[state.focal] * paper.scale + 6 }, svg);
+    rocks(real, v.marks[t]);
+    bodies(real, paper, v.real[t], (i) => ({ style: `fill:var(--a${i})` }));
+    eye(real, v.real[t][state.focal]);
+    paper = frame(dream);
+    rocks(dream, v.dream_marks[t]);
+    if (begun) {
+      for (const ghost of v.ghosts) bodies(dream, paper, ghost[t - scene().start - 1], (i) => ({ class: "ghost", style: `fill:var(--a${i})` }), -2);
+      v.real[t].forEach(([x, y], i) => {
+        const [a, b] = v.dream[t][i];
+        make("path", { class: "gap", d: `M${paper.to(x)} ${paper.flip(y)}L${paper.to(a)} ${paper.flip(b)}` }, dream);
+        make("circle", { cx: paper.to(x), cy: paper.flip(y), r: 2.5, style: `fill:var(--a${i})` }, dream);
+      });
+    }
+    const style = begun ? (i) => ({ class: "dreamt", style: `stroke:var(--a${i})` }) : (i) => ({ style: `fill:var(--a${i});opacity:.5` });
+    bodies(dream, paper, v.dream[t], style, begun ? 1 : 0);
+    eye(dream, v.dream[t][state.focal]);
+  }
+  function film(real, dream) {
+    for (const [svg, what] of [[real, "real"], [dream, "dream"]]) {
+      svg.setAttribute("class", "film");
+      svg.setAttribute("viewBox", `${state.step} 0 1 1`);
+      if (svg.dataset.of === `${state.scene}/${state.focal}`) continue;
+      svg.dataset.of = `${state.scene}/${state.focal}`;
+      svg.replaceChildren();
+      make("image", { href: view()[what], x: 0, y: 0, width: scene().steps + 1, height: 1, preserveAspectRatio: "none" }, svg);
+    }
+  }
+  function strip(real, dream) {
+    for (const [svg, what] of [[real, "real"], [dream, "dream"]]) {
+      const values = view()[what][state.step], side = view().side, cell = SIZE / side;
+      svg.setAttribute("class", "strip");
+      svg.setAttribute("viewBox", `0 0 ${SIZE} ${Math.ceil(values.length / side) * cell}`);
+      svg.replaceChildren();
+      values.forEach((value, k) => {
+        const x = (k % side) * cell, y = Math.floor(k / side) * cell;
+        const box = make("rect", { x: x + 1, y: y + 1, width: cell - 2, height: cell - 2, style: `fill:var(${value > 0 ? "--p1" : "--p0"});fill-opacity:${Math.abs(value)}` }, svg);
+        make("title", {}, box, `entry ${view().entries[k]}: ${value}`);
+        make("text", { x: x + 4, y: y + 13, style: "font-size:10px;fill:var(--soft)" }, svg, view().entries[k]);
+      });
+    }
+  }
+  function bars(row, probabilities, took, agent) {
+    const holder = html("span", { class: "bar" }, row);
+    probabilities.slice(0, counts[agent]).forEach((p, a) =>
+      html("i", { class: a === took ? "took" : "", title: `${actions[a]}: ${Math.round(p * 100)} %`, style: `height:${Math.max(p * 100, 2)}%;background:var(--a${agent})` }, holder));
+    html("br", {}, row);
+    const names = html("span", { class: "acts" }, row);
+    for (let a = 0; a < counts[agent]; a++) html("span", {}, names, actions[a]);
+  }
+  function mind() {
+    const t = Math.min(state.step, scene().steps - 1), v = view(), table = part("others");
+    table.replaceChildren();
+    const line = (who, what) => {
+      const row = html("tr", {}, table);
+      const head = html("th", {}, row, who);
+      html("br", {}, head);
+      html("small", {}, head, what);
+      return html("td", {}, row);
+    };
+    const took = scene().action[t], me = state.focal;
+    const mine = line(`${agents[me]} (itself)`, `did: ${actions[took[me]]}`);
+    bars(mine, v.policy[t], took[me], me);
+    if (v.others) agents.filter((_, j) => j !== me).forEach((name, k) => {
+      const j = agents.indexOf(name);
+      const cell = line(name, `did: ${actions[took[j]]}`);
+      bars(cell, v.others[t][k], took[j], j);
+    });
+    const facts = part("facts");
+    facts.replaceChildren();
+    const fact = (name, value) => { const row = html("tr", {}, facts); html("th", {}, row, name); html("td", {}, row, value); };
+    fact("reward it expected for this step", number(v.reward[t]));
+    fact("reward it really got", number(scene().reward[t][me]));
+    fact("value: the return it expects from here", number(v.value[t]));
+    fact(`gap (${scene().gap_label})`, state.step > scene().start ? number(v.gap[state.step]) : "– (still watching)");
+    fact("the same if nothing had moved", state.step > scene().start ? number(v.still[state.step]) : "–");
+  }
+  function gaps() {
+    const svg = part("gap"), v = view(), w = 440, h = 120, from = scene().start, n = scene().steps;
+    svg.replaceChildren();
+    const high = Math.max(...v.gap, ...v.still, 1e-6);
+    const x = (t) => 44 + (t / n) * (w - 56), y = (e) => h - 26 - (e / high) * (h - 36);
+    make("path", { class: "axis", d: `M44 10V${h - 26}H${w - 12}` }, svg);
+    const path = (values) => "M" + values.slice(from).map((e, k) => `${x(from + k)} ${y(e)}`).join("L");
+    make("path", { class: "line", d: path(v.still), style: "stroke:var(--p6)", "stroke-dasharray": "7 3" }, svg);
+    make("path", { class: "line", d: path(v.gap), style: "stroke:var(--p0)" }, svg);
+    make("path", { class: "cursor", d: `M${x(state.step)} 10V${h - 26}` }, svg);
+    make("text", { x: 40, y: 16, "text-anchor": "end" }, svg, number(high));
+    make("text", { x: 40, y: h - 24, "text-anchor": "end" }, svg, "0");
+    make("text", { class: "label", x: w / 2, y: h - 4, "text-anchor": "middle" }, svg, "step of the episode");
+    make("text", { x: x(from), y: h - 12, "text-anchor": "middle" }, svg, from);
+    make("text", { x: x(n), y: h - 12, "text-anchor": "end" }, svg, n);
+  }
+  function draw() {
+    const real = part("real"), dream = part("dream"), t = state.step, start = scene().start;
+    slider.max = scene().steps;
+    slider.value = t;
+    part("clock").textContent = `step ${t} of ${scene().steps}`;
+    player.dataset.step = t;
+    part("dreamer").textContent = `What ${agents[state.focal]} imagined`;
+    part("phase").textContent = t <= start
+      ? `It is still watching: from step ${start} on it only imagines.`
+      : `${t - start} steps into its dream. ${{
+          plane: "Dashed: imagined. Pale: seven other dreams of the same start. Dots: where the bodies really were.",
+          image: "", strip: "" }[scene().kind]}`;
+    ({ plane, image: film, strip })[scene().kind](real, dream);
+    mind();
+    gaps();
+  }
+  state.step = Math.min(scene().start + 4, scene().steps);
+  draw();
+})();

@@ -1,0 +1,288 @@
+"""Several runs in one page: learning curves with intervals over seeds, and everyone against everyone."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from codream.agents import Agents, load
+from codream.checkpoint import CheckpointError
+from codream.evaluation import as_host, play
+from codream.progress import Bar
+from codream.report.charts import DASHES, Line, chart
+from codream.report.html import page
+from codream.report.lines import metrics_of, sides_of
+from codream.report.measures import saved_measures
+from codream.report.panels import moving_average
+from codream.runs import Run, RunError
+from codream.statistics import interval, iqm
+
+__all__ = ["compare"]
+
+EPISODES = 20  # of each match
+POINTS = 40  # of a curve
+MOST_PLAYED = 8  # runs in the heat map: its matches grow with their square
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One run, as far as it could be read."""
+
+    run: Run
+    name: str
+    environment: str
+    agents: tuple[str, ...]
+    metrics: list[dict[str, float]]
+    device: str
+
+
+def compare(
+    runs: Sequence[str | Path | Run],
+    *,
+    out: str | Path = "compare.html",
+    quick: bool = False,
+    episodes: int = EPISODES,
+    root: str | Path = "runs",
+    progress: bool = True,
+) -> Path:
+    """Write one page about several runs to `out`: returns over steps and over wall-clock, interquartile means with 95 %
+    bootstrap intervals over seeds, and cross-play of everyone against everyone as a heat map. Returns its path.
+
+    Runs whose configurations differ in nothing but the seed (and the steps in total) are one curve. Runs of different
+    environments are compared each among their own. `quick`: no matches are played. `episodes`: of each match.
+
+    Raises RunError for fewer than two runs, or a folder that is not a run.
+    """
+    entries = [_entry(Run.open(run, root)) for run in runs]
+    if len({entry.run.path.resolve() for entry in entries}) < 2:
+        raise RunError(f"compare needs at least two different runs, got {', '.join(map(str, runs)) or 'none'}")
+    told: list[str] = [
+        f"{entry.name} has logged no metrics, so it has no curves." for entry in entries if not entry.metrics
+    ]
+    games = dict.fromkeys((entry.environment, entry.agents) for entry in entries)
+    if len(games) > 1:
+        listed = "; ".join(
+            f"{game}: {', '.join(e.name for e in entries if (e.environment, e.agents) == (game, names))}"
+            for game, names in games
+        )
+        told.append(f"These runs are of {len(games)} different games, so each is compared among its own ({listed}).")
+    sections = [("runs", "", _runs(entries) + "".join(f'<p class="warn">{html.escape(line)}</p>' for line in told))]
+    for number, (game, names) in enumerate(games):
+        group = [e for e in entries if (e.environment, e.agents) == (game, names)]
+        sections += _game(game, group, number, quick=quick, episodes=episodes, progress=progress)
+    title = f"{len(entries)} runs compared"
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        page(title, "What differs is the method; the band is what differs between seeds.", sections, {}),
+        encoding="utf-8",
+    )
+    return path
+
+
+def _entry(run: Run) -> Entry:
+    about = run.about
+    metrics, _ = metrics_of(run)
+    environment = about["environment"]
+    return Entry(run, run.path.name, environment["name"], tuple(environment["agents"]), metrics, about["device"])
+
+
+def _runs(entries: Sequence[Entry]) -> str:
+    rows = ""
+    for e in entries:
+        last = e.metrics[-1] if e.metrics else {}
+        minutes = f"{last['seconds'] / 60:.1f}" if "seconds" in last else "–"
+        rows += (
+            f'<tr><th scope="row">{html.escape(e.name)}</th><td>{html.escape(e.environment)}</td>'
+            f"<td>{int(last.get('steps', 0)):,}</td><td>{minutes}</td><td>{html.escape(e.device)}</td></tr>"
+        )
+    return (
+        "<div "
+        'class="wide"><table><thead><tr><th>run</th><th>environment</th><th>steps</th><th>minutes</th><th>device</th></tr>'
+        f"</thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+# ------------------------------------------------------------------------------------------ curves
+
+
+def methods(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Runs that differ in nothing but the seed, under a name of their own."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        config = dataclasses.asdict(entry.run.config)
+        for free in ("seed", "total_steps", "checkpoint_every", "checkpoints_kept", "log_every"):
+            config.pop(free)
+        groups.setdefault(json.dumps(config, sort_keys=True), []).append(entry)
+    named: dict[str, list[Entry]] = {}
+    for group in groups.values():
+        name = re.sub(r"-?seed\d+(-\d+)?$", "", group[0].name) or group[0].name
+        name = group[0].name if len(group) == 1 else name
+        while name in named:
+            name += " ′"
+        named[name] = group
+    return named
+
+
+def _game(
+    game: str, entries: Sequence[Entry], number: int, *, quick: bool, episodes: int, progress: bool
+) -> list[tuple[str, str, str]]:
+    groups = methods(entries)
+    sides = sides_of(entries[0].agents)
+    panels = ""
+    for side, members in sides.items():
+        names = [f"episode/return/{entries[0].agents[i]}" for i in members]
+        for key, unit, scale in (
+            ("steps", "environment steps", 1.0),
+            ("seconds", "wall-clock minutes of training", 60.0),
+        ):
+            lines = [_curve(label, group, names, key, scale, k) for k, (label, group) in enumerate(groups.items())]
+            svg = chart([x for x in lines if x is not None], x_label=unit, y_label="return per episode")
+            panels += (
+                f'<figure class="panel"><figcaption><h3>{html.escape(side)}: return over {unit}</h3><p>Return '
+                f"of one agent "
+                f"in training episodes (moving average); interquartile mean over seeds, 95 % bootstrap "
+                f"band.</p></figcaption>{svg}</figure>"
+            )
+    sections = [(f"curves-{number}", f"Learning curves on {game}", f'<div class="panels">{panels}</div>')]
+    sections.append((f"scores-{number}", "Against fixed references", _scores(groups, sides)))
+    if len(sides) == 2 and not quick:
+        sections.append((f"heat-{number}", "Everyone against everyone", _heat(entries, episodes, progress)))
+    return sections
+
+
+def _curve(label: str, group: Sequence[Entry], names: Sequence[str], key: str, scale: float, k: int) -> Line | None:
+    """Interquartile mean of all seeds at common places, as far as all of them have come."""
+    columns = []
+    for entry in group:
+        rows = [
+            (row[key] / scale, np.mean([row[n] for n in names]))
+            for row in entry.metrics
+            if key in row and all(n in row for n in names)
+        ]
+        if rows:
+            x, y = np.asarray(rows, float).T
+            columns.append((x, np.asarray(moving_average(y.tolist()))))
+    if not columns:
+        return None
+    low, high = max(x[0] for x, _ in columns), min(x[-1] for x, _ in columns)
+    grid = np.linspace(low, max(high, low), POINTS)
+    scores: Float[np.ndarray, "seeds points"] = np.stack([np.interp(grid, x, y) for x, y in columns])
+    middle = iqm(scores)
+    title = f"{label} ({len(columns)} seed{'s' if len(columns) > 1 else ''})"
+    ends: Mapping[str, Any] = {}
+    if len(columns) > 1:
+        bottom, top = interval(scores, repeats=500)
+        ends = {"low": bottom.tolist(), "high": top.tolist()}
+    return Line(title, grid.tolist(), middle.tolist(), f"var(--p{k % 7})", DASHES[(k // 7) % 4], **ends)
+
+
+def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[int]]) -> str:
+    """What earlier reports measured against the references, summarised over seeds."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for label, group in groups.items():
+        for entry in group:
+            measured = saved_measures(entry.run)
+            for row in measured["cross_play"]["rows"] if measured else []:
+                for side in sides:
+                    who = [row["sides"][other] for other in row["sides"] if other != side]
+                    if row["sides"].get(side) != "self" or "self" in who:
+                        continue
+                    members = measured["cross_play"]["members"][side] if measured else []
+                    mean = float(np.mean([row["returns"][agent] for agent in members]))
+                    found.setdefault((side, ", ".join(dict.fromkeys(who)) or "alone"), {}).setdefault(label, []).append(
+                        mean
+                    )
+    if not found:
+        return (
+            '<p class="empty">None of these runs has been measured against the references yet. <code>codream report RUN'
+            "</code> does so; then compare again.</p>"
+        )
+    head = "".join(f'<th scope="col">{html.escape(label)}</th>' for label in groups)
+    body = ""
+    for (side, opponent), values in found.items():
+        body += f'<tr><th scope="row">{html.escape(side)} against {html.escape(opponent)}</th>'
+        body += "".join(f"<td>{_summary(values.get(label))}</td>" for label in groups) + "</tr>"
+    return (
+        '<p class="note-text">Return of one agent per episode, as each run’s own report measured it: '
+        "interquartile mean over "
+        f"seeds, 95 % bootstrap interval, number of seeds.</p><div "
+        f'class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _summary(values: Sequence[float] | None) -> str:
+    if not values:
+        return "not measured"
+    scores = np.asarray(values)[:, None]
+    middle = float(iqm(scores)[0])
+    if len(values) == 1:
+        return f"<b>{middle:.1f}</b> <small>1 seed</small>"
+    low, high = interval(scores)
+    return f"<b>{middle:.1f}</b> <small>[{low[0]:.1f}, {high[0]:.1f}], {len(values)} seeds</small>"
+
+
+# ------------------------------------------------------------------------------------------ matches
+
+
+def _heat(entries: Sequence[Entry], episodes: int, progress: bool) -> str:
+    """Every run's first side against every run's second side."""
+    teams: dict[str, Agents] = {}
+    told = ""
+    for entry in entries[:MOST_PLAYED]:
+        try:
+            team = load(entry.run)
+        except (CheckpointError, ValueError) as err:
+            told += f'<p class="warn">{html.escape(entry.name)} could not be loaded: {html.escape(str(err))}</p>'
+            continue
+        if teams and team.spec != next(iter(teams.values())).spec:
+            told += (
+                f'<p class="warn">{html.escape(entry.name)} has other observations or actions; it plays no matches.</p>'
+            )
+            continue
+        teams[entry.name] = team
+    if len(entries) > MOST_PLAYED:
+        told += f'<p class="warn">Only the first {MOST_PLAYED} runs play matches.</p>'
+    if len(teams) < 2:
+        return told + '<p class="empty">Fewer than two runs could be loaded, so no matches were played.</p>'
+    one = next(iter(teams.values()))
+    first, second = one.spec.sides
+    env = as_host(one.make_env(episodes), episodes)
+    returns = np.zeros((len(teams), len(teams), 2))
+    with Bar("matches", len(teams) ** 2, unit="matches", show=progress) as bar:
+        for i, a in enumerate(teams.values()):
+            for j, b in enumerate(teams.values()):
+                got = play(env, {first: a.player(), second: b.player()}, episodes).mean(axis=0)
+                returns[i, j] = [got[list(one.spec.sides[side])].mean() for side in (first, second)]
+                bar.update(i * len(teams) + j + 1, last=(i, j) == (len(teams) - 1,) * 2)
+    env.close()
+    maps = "".join(_map(returns[..., k], list(teams), (first, second), k) for k in range(2))
+    return (
+        f"{told}<p>Each row’s {html.escape(first)} side plays each column’s {html.escape(second)} side, "
+        f"{episodes} episodes a "
+        f"match. A strong run is dark along its whole row (or column); the diagonal is plain self-play.</p>{maps}"
+    )
+
+
+def _map(values: Float[np.ndarray, "runs runs"], names: Sequence[str], sides: tuple[str, str], k: int) -> str:
+    low, high = values.min(), values.max()
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
+    body = ""
+    for name, row in zip(names, values, strict=True):
+        cells = "".join(f'<td style="--skill:{(v - low) / ((high - low) or 1) * 60:.0f}%">{v:.1f}</td>' for v in row)
+        body += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
+    return (
+        f'<h3>Return of one {html.escape(sides[k])} (darker: better for it)</h3><div class="wide"><table '
+        f'class="who heat"><thead>'
+        f"<tr><th>{html.escape(sides[0])} of ↓ &nbsp; {html.escape(sides[1])} of "
+        f"→</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

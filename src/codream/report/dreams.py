@@ -1,0 +1,183 @@
+"""An episode that was really played, and what each agent imagines from the same start on.
+
+The dream follows the focal agent's *real* actions, so that whatever differs is the model's doing: what it does not
+know of the world, and of what the others will do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+
+from codream.actor_critic import Actor, Critic
+from codream.agents import Agents
+from codream.model_quality import Recording, sequences_of
+from codream.world_model import Sequence, WorldModel
+
+__all__ = ["MOST_STEPS", "Dreamed", "Episode", "dreams_of", "typical_episodes"]
+
+MOST_STEPS = 48  # of an episode that are drawn
+DREAMS = 8  # imagined from one start, so that one sees where the model is unsure
+
+
+@dataclasses.dataclass(frozen=True)
+class Dreamed:
+    """What one focal agent saw, foresaw and imagined along an episode of T steps, from step `start` on.
+
+    Before `start` it sees the real observation at every step (that is its context); from then on only its own
+    imagination. Row t of `obs` is what it has before its t-th action; `reward` is what it expects for that action.
+    """
+
+    focal: int
+    obs: Shaped[np.ndarray, "dreams steps_1 *shape"]
+    """Decoded observations, T + 1 of them, in the environment's units."""
+    others: Float[np.ndarray, "steps others actions"] | None
+    """Predicted distribution of each other agent's action, in the first dream; None without a predictor."""
+    policy: Float[np.ndarray, "steps actions"]
+    """The focal agent's own action probabilities, in the first dream."""
+    reward: Float[np.ndarray, " steps"]
+    """Expected reward, mean over dreams."""
+    value: Float[np.ndarray, " steps"]
+    """Expected discounted return, mean over dreams."""
+    gap: Float[np.ndarray, " steps_1"]
+    """Squared error of symlog observations (pixels −0.5 to 0.5), summed over entries, mean over dreams; 0 up to
+    `start`."""
+    still: Float[np.ndarray, " steps_1"]
+    """The same if nothing moved after `start`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """A real episode of T steps, and every agent's dream of it."""
+
+    label: str
+    start: int
+    """The step from which on it is imagined."""
+    obs: Shaped[np.ndarray, "steps_1 agents *shape"]
+    action: Int[np.ndarray, "steps agents"]
+    reward: Float[np.ndarray, "steps agents"]
+    dreams: tuple[Dreamed, ...]
+
+
+def typical_episodes(played: Recording, count: int) -> list[tuple[str, int]]:
+    """Which of the recorded episodes to show: by their total absolute reward the median one, then the most eventful and
+    the quietest."""
+    rewards = np.stack([np.abs(step.reward) for step in played[0][1:]], axis=1)
+    firsts = np.stack([step.first for step in played[0]], axis=1)
+    rewards = np.where((np.cumsum(firsts, axis=1)[:, 1:] > 1)[..., None], 0.0, rewards)
+    order = np.argsort(rewards.sum(axis=(1, 2)), kind="stable")
+    chosen = [
+        ("a median episode", order[len(order) // 2]),
+        ("the most eventful", order[-1]),
+        ("the quietest", order[0]),
+    ]
+    picked: dict[int, str] = {}
+    for label, episode in chosen[:count]:
+        picked.setdefault(int(episode), label)
+    return [(label, episode) for episode, label in picked.items()]
+
+
+def dreams_of(
+    agents: Agents, played: Recording, chosen: list[tuple[str, int]], *, samples: int = DREAMS, seed: int = 0
+) -> list[Episode]:
+    """Every agent's dream of the chosen episodes of a recording. `chosen`: label and number of each."""
+    n = agents.spec.num_agents
+    one = [jax.tree.map(lambda x, e=episode: np.asarray(x)[[e]], played) for _, episode in chosen]
+    lengths = [_length(steps) for steps, _ in one]
+    longest = max(lengths)
+    start = min(agents.config.agents.context, max(longest // 3, 2)) - 1
+    found = []
+    run = eqx.filter_jit(_all_agents)
+    for k, ((label, _), (steps, actions), length) in enumerate(zip(chosen, one, lengths, strict=True)):
+        s = jax.tree.map(lambda x, n=longest + 1: _stretch(x, n), sequences_of(steps, actions, n), is_leaf=eqx.is_array)
+        keys = jax.random.split(jax.random.key(seed + k), samples)
+        state = agents.state
+        out = jax.device_get(run(state.world_model, state.agents.actor, state.agents.critic, s, start, keys))
+        real = np.asarray(s.obs)[:, : length + 1]
+        found.append(
+            Episode(
+                label=label,
+                start=min(start, length),
+                obs=np.swapaxes(real, 0, 1),
+                action=np.asarray(s.action)[0, :length],
+                reward=np.asarray(s.reward).T[:length],
+                dreams=tuple(_dreamed(out, i, length, start) for i in range(n)),
+            )
+        )
+    return found
+
+
+def _length(steps: list[Any]) -> int:
+    """Steps of the first episode, at most MOST_STEPS."""
+    last = [bool(step.last[0]) for step in steps]
+    return min(last.index(True) if True in last else len(steps) - 1, MOST_STEPS)
+
+
+def _stretch(x: Array, rows: int) -> Array:
+    """Cut or pad the time axis, so that episodes of all lengths share one compiled program."""
+    if x.ndim < 2:
+        return x
+    x = x[:, :rows]
+    return jnp.pad(x, [(0, 0), (0, rows - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+
+
+def _all_agents(
+    model: WorldModel, actors: Actor, critics: Critic, s: Sequence, start: Int[Array, ""] | int, keys: PRNGKeyArray
+) -> dict[str, Array]:
+    """Axes [agents, dreams, time]."""
+
+    def of_one(actor: Actor, critic: Critic, s: Sequence) -> dict[str, Array]:
+        return jax.vmap(lambda key: _imagine_along(model, actor, critic, s, start, key))(keys)
+
+    return eqx.filter_vmap(of_one)(actors, critics, s)
+
+
+def _imagine_along(
+    model: WorldModel, actor: Actor, critic: Critic, s: Sequence, start: Int[Array, ""] | int, key: PRNGKeyArray
+) -> dict[str, Array]:
+    """Step through an episode; up to `start` every latent is that of the real observation, then the imagined one."""
+    code, focal, valid = model.representation, s.focal, model.obs_valid(s.focal)
+    exists = jnp.asarray(model.spec.action_valid)[focal]
+    keys = jax.random.split(key, (len(s.obs), 2))
+    real, _ = jax.vmap(code.posterior)(s.obs, keys[:, 0])
+
+    def step(carry: tuple, inputs: tuple) -> tuple[tuple, dict[str, Array]]:
+        imagined, hidden = carry
+        t, seen, action, key = inputs
+        z = jnp.where(t <= start, seen, imagined)
+        features, hidden = model.features(z, focal, hidden)
+        out = {"z": z, "policy": jnp.exp(actor(features, exists)), "value": critic.value(features)}
+        if model.team is not None:
+            out["others"] = features[-model.team.size :].reshape(-1, model.team.actions)
+        z_next, out["reward"], _, hidden = model.imagine(z, action, focal, hidden, key)
+        return (z_next, hidden), out
+
+    time = jnp.arange(len(s.obs))
+    begin = (real[0], model.empty(len(s.obs)))
+    _, out = jax.lax.scan(step, begin, (time, real, s.action[:, focal], keys[:, 1]))
+    out["obs"] = jax.vmap(code.decode)(out.pop("z"))
+    target = jax.vmap(code.observed)(s.obs)
+    error = lambda x: jnp.sum(jnp.where(valid, (x - target).reshape(len(x), -1), 0.0) ** 2, axis=-1)  # noqa: E731
+    out["gap"] = jnp.where(time > start, error(jax.vmap(code.observed)(out["obs"])), 0.0)
+    out["still"] = jnp.where(time > start, error(jnp.broadcast_to(target[start], target.shape)), 0.0)
+    return out
+
+
+def _dreamed(out: dict[str, np.ndarray], i: int, length: int, start: int) -> Dreamed:
+    obs = out["obs"][i][:, : length + 1]
+    return Dreamed(
+        focal=i,
+        obs=obs,
+        others=out["others"][i, 0, :length] if "others" in out else None,
+        policy=out["policy"][i, 0, :length],
+        reward=out["reward"][i].mean(axis=0)[:length],
+        value=out["value"][i].mean(axis=0)[:length],
+        gap=out["gap"][i].mean(axis=0)[: length + 1],
+        still=out["still"][i, 0, : length + 1],
+    )

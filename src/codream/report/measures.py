@@ -1,0 +1,121 @@
+"""What a report measures by playing: cross-play, the world model on held-out episodes, episodes and their dreams.
+
+The result is kept as `measured.json` in the run's folder, so that a report can be drawn again without playing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codream.agents import Agents
+from codream.envs import EnvSpec
+from codream.envs.references import references_for
+from codream.evaluation import CrossPlay, as_host, evaluate, play
+from codream.model_quality import measure, record
+from codream.progress import Bar
+from codream.report.animation import action_names, scene_of
+from codream.report.dreams import MOST_STEPS, dreams_of, typical_episodes
+from codream.runs import Run
+
+__all__ = ["FILE", "measure_run", "saved_measures"]
+
+FILE = "measured.json"
+FORMAT = 1
+EPISODES = 40  # of every pairing, and for the world model
+LIMIT = 200  # steps of an episode that the world model is measured on
+SAMPLES = 8  # dreams averaged for the error by horizon
+
+
+def measure_run(
+    run: Run,
+    agents: Agents,
+    *,
+    cross_play: CrossPlay | None = None,
+    episodes: int = EPISODES,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Play, measure, and keep the result in the run's folder. `cross_play`: an evaluation of the same agents, if there
+    is one already."""
+    began = time.monotonic()
+    spec = agents.spec
+    if cross_play is None:
+        cross_play = evaluate(agents, episodes=episodes, progress=progress)
+    with Bar("report", 4, unit="parts", show=progress) as bar:
+        baselines = _baselines(agents, spec, episodes)
+        bar.note("playing held-out episodes")
+        bar.update(1)
+        count = min(episodes, 8) if spec.is_image else episodes
+        env = as_host(agents.make_env(count), count)
+        played = record(env, agents.player(), count, seed=1, limit=LIMIT)
+        env.close()
+        bar.note("measuring the world model")
+        bar.update(2)
+        quality = measure(agents, agents.player(), "trained play", samples=SAMPLES, played=played)
+        bar.note("dreaming")
+        bar.update(3)
+        chosen = typical_episodes(played, 1 if spec.is_image else 3)
+        scenes = [scene_of(episode, spec) for episode in dreams_of(agents, played, chosen)]
+        bar.update(4, last=True)
+    found = {
+        "format": FORMAT,
+        "steps": agents.steps,
+        "seconds": round(time.monotonic() - began, 1),
+        "sides": {side: list(members) for side, members in spec.sides.items()},
+        "agents": list(spec.agents),
+        "actions": action_names(spec),
+        "num_actions": list(spec.num_actions),
+        "cross_play": dataclasses.asdict(cross_play) | {"conditions": cross_play.conditions()},
+        "baselines": baselines,
+        "model": dataclasses.asdict(quality),
+        "scenes": scenes,
+        "most_steps": MOST_STEPS,
+    }
+    found = _finite(found)
+    (run.path / FILE).write_text(json.dumps(found) + "\n", encoding="utf-8")
+    return found
+
+
+def saved_measures(run: Run) -> dict[str, Any] | None:
+    """What an earlier report measured; None if there is nothing, or nothing that this version can read."""
+    try:
+        found = json.loads((run.path / FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("format") == FORMAT else None
+
+
+def _baselines(agents: Agents, spec: EnvSpec, episodes: int) -> list[dict[str, Any]]:
+    """Returns of references against references, so that a reader sees where the trained agents stand between them."""
+    sides = list(spec.sides)
+    if len(sides) > 2:
+        return []
+    policies = references_for(spec)
+    env = as_host(agents.make_env(episodes), episodes)
+    first, second = sides[0], sides[-1]
+    rows = []
+    for one in policies[first]:
+        for other in policies[second] if second != first else [one]:
+            players = {second: policies[second][other], first: policies[first][one]}
+            returns = play(env, players, episodes).mean(axis=0)
+            value = {side: float(np.mean(returns[list(members)])) for side, members in spec.sides.items()}
+            rows.append({"sides": {first: one, second: other}, "returns": value})
+    env.close()
+    return rows
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what JSON has no number for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,86 @@
+"""A few frames of an episode and its dream as a still picture: for print, and where scripts are off."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["extent", "storyboard"]
+
+FRAMES = 6
+SIZE = 130
+
+
+def storyboard(scene: Mapping[str, Any], focal: int, agents: Sequence[str]) -> str:
+    """Dream and reality of one focal agent over one another, at evenly spaced steps from the start of the dream on."""
+    steps, start = scene["steps"], scene["start"]
+    shown = sorted({round(start + k * (steps - start) / (FRAMES - 1)) for k in range(FRAMES)})
+    view = scene["views"][focal]
+    if scene["kind"] == "plane":
+        low, high = extent(scene)
+        draw = lambda t: _plane(scene, view, t, low, high)  # noqa: E731
+    elif scene["kind"] == "image":
+        draw = lambda t: _images(view, t, steps + 1)  # noqa: E731
+    else:
+        draw = lambda t: _strip(view, t)  # noqa: E731
+    figures = "".join(
+        f"<figure>{draw(t)}<figcaption>step {t}{' (start)' if t == start else ''}</figcaption></figure>" for t in shown
+    )
+    how = {
+        "plane": "filled: what happened; dashed outline: what was imagined; thin lines join the two",
+        "image": "above: what happened; below: what was imagined",
+        "strip": "left: what happened; right: what was imagined (one square per entry of the observation)",
+    }[scene["kind"]]
+    return (
+        f'<div class="storyboard"><p>{html.escape(scene["label"]).capitalize()}, as '
+        f"<b>{html.escape(agents[focal])}</b> "
+        f'imagined it from step {start} on ({how}).</p><div class="frames">{figures}</div></div>'
+    )
+
+
+def extent(scene: Mapping[str, Any]) -> tuple[float, float]:
+    """Ends of the square that holds everything real, with some room; at least the arena from −1 to 1."""
+    values = [abs(v) for view in scene["views"] for frame in view["real"] for pair in frame for v in pair]
+    half = min(max([1.05, *values]) * 1.08, 3.0)
+    return -half, half
+
+
+def _plane(scene: Mapping[str, Any], view: Mapping[str, Any], t: int, low: float, high: float) -> str:
+    to = lambda v: (v - low) / (high - low) * SIZE  # noqa: E731
+    flip = lambda v: SIZE - to(v)  # noqa: E731
+    scale = SIZE / (high - low)
+    radii = scene["radii"]
+    out = "".join(
+        f'<circle class="rock" cx="{to(x):.1f}" cy="{flip(y):.1f}" r="{radii["landmark"] * scale:.1f}"/>'
+        for x, y in view["marks"][t]
+    )
+    for i, ((x, y), (u, v)) in enumerate(zip(view["real"][t], view["dream"][t], strict=True)):
+        r = max(radii["agents"][i] * scale, 2.5)
+        out += (
+            f'<path class="gap" d="M{to(x):.1f} {flip(y):.1f}L{to(u):.1f} {flip(v):.1f}"/>'
+            f'<circle cx="{to(x):.1f}" cy="{flip(y):.1f}" r="{r:.1f}" style="fill:var(--a{i})"/>'
+            f'<circle class="dreamt" cx="{to(u):.1f}" cy="{flip(v):.1f}" r="{r + 1.5:.1f}" style="stroke:var(--a{i})"/>'
+        )
+    return f'<svg class="arena" viewBox="0 0 {SIZE} {SIZE}" role="img" aria-label="step {t}">{out}</svg>'
+
+
+def _images(view: Mapping[str, Any], t: int, count: int) -> str:
+    """Each frame is a window on the strip of all frames."""
+    return "".join(
+        f'<svg class="film" viewBox="{t} 0 1 1" role="img" aria-label="{what}, step {t}">'
+        f'<image href="{view[what]}" x="0" y="0" width="{count}" height="1" preserveAspectRatio="none"/></svg>'
+        for what in ("real", "dream")
+    )
+
+
+def _strip(view: Mapping[str, Any], t: int) -> str:
+    out = ""
+    for column, what in enumerate(("real", "dream")):
+        for k, value in enumerate(view[what][t]):
+            sign = "var(--p1)" if value > 0 else "var(--p0)"
+            style = f"fill:{sign};fill-opacity:{abs(value):.2f}"
+            out += f'<rect x="{column * 34}" y="{k * 6}" width="30" height="5" style="{style}"/>'
+    return (
+        f'<svg class="strip" viewBox="0 0 66 {6 * len(view["real"][t])}" role="img" aria-label="step {t}">{out}</svg>'
+    )

@@ -1,0 +1,99 @@
+"""A report in a real browser: no errors, controls that work, nothing wider than a phone."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scenes import measured, run_folder, with_measures
+
+import codream
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+# Drives the page from inside and writes what it found into the title, which --dump-dom prints.
+PROBE = """<script>
+window.addEventListener("error", (event) => { (window.failed = window.failed || []).push(event.message); });
+window.addEventListener("load", () => {
+  const $ = (name) => document.querySelector(`[data-part="${name}"]`);
+  const player = document.getElementById("player"), seen = {};
+  const step = () => +player.dataset.step;
+  seen.begin = step();
+  $("next").click(); seen.next = step();
+  $("back").click(); $("back").click(); seen.back = step();
+  $("slider").value = 0; $("slider").dispatchEvent(new Event("input")); seen.slid = step();
+  seen.watching = $("phase").textContent;
+  $("focal").value = 3; $("focal").dispatchEvent(new Event("change")); seen.dreamer = $("dreamer").textContent;
+  $("slider").value = 9; $("slider").dispatchEvent(new Event("input"));
+  seen.bodies = $("dream").querySelectorAll(".dreamt").length;
+  seen.bars = $("others").querySelectorAll("tr").length;
+  const chart = document.querySelector("svg[data-chart]"), box = chart.getBoundingClientRect();
+  chart.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + box.width / 2, clientY: box.top + 20 }));
+  seen.tip = document.querySelector(".tip").textContent;
+  chart.dispatchEvent(new PointerEvent("pointerleave"));
+  seen.hidden = document.querySelector(".tip") === null;
+  seen.overflow = document.documentElement.scrollWidth - window.innerWidth;
+  seen.still = getComputedStyle(document.querySelector(".still")).display;
+  const before = step();
+  $("play").click();
+  setTimeout(() => {
+    seen.played = step() - before;
+    $("play").click(); seen.paused = $("play").textContent;
+    seen.errors = window.failed || [];
+    document.title = "FOUND" + JSON.stringify(seen) + "END";
+  }, 900);
+});
+</script>"""
+
+
+def browse(page: Path, profile: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    assert CHROMIUM is not None
+    quiet = ("disable-background-networking", "disable-component-update", "disable-sync", "no-first-run")
+    flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", *quiet, f"user-data-dir={profile}"]
+    command = [CHROMIUM, *(f"--{flag}" for flag in flags), "--enable-logging=stderr", *options, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    return codream.report(with_measures(run_folder(tmp_path / "run"), measured()), quick=True)
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_controls_work_without_errors(page: Path, tmp_path: Path, width: int) -> None:
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.read_text().replace("<body>", f"<body>{PROBE}"))
+    # A virtual clock: timers run at once, the answer does not depend on how busy the machine is.
+    done = browse(
+        probed, tmp_path / "profile", "--virtual-time-budget=4000", f"--window-size={width},900", "--dump-dom"
+    )
+    assert "CONSOLE" not in done.stderr, done.stderr
+    seen: dict[str, Any] = json.loads(done.stdout.partition("<title>FOUND")[2].partition("END</title>")[0])
+    assert seen["errors"] == []
+    assert (seen["begin"], seen["next"], seen["back"], seen["slid"]) == (8, 9, 7, 0)
+    assert "still watching" in seen["watching"]
+    assert seen["dreamer"] == "What agent_0 imagined"
+    assert seen["bodies"] == 4
+    assert seen["bars"] == 4
+    assert "environment steps" in seen["tip"]
+    assert seen["hidden"]
+    assert seen["still"] == "none"
+    assert seen["played"] >= 1
+    assert "play" in seen["paused"]
+    assert seen["overflow"] <= 0
+
+
+def test_a_plain_picture_without_scripts(page: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.html"
+    text = page.read_text()
+    before, _, rest = text.rpartition("<script>")
+    bare.write_text(before + rest.partition("</script>")[2])
+    shot = tmp_path / "bare.png"
+    browse(bare, tmp_path / "profile", "--window-size=1200,900", f"--screenshot={shot}")
+    assert shot.stat().st_size > 10_000
+    assert text.count('<svg class="arena" viewBox="0 0 130 130"') >= 10

@@ -1,0 +1,205 @@
+"""A report holds what was promised, is one file, and makes the best of whatever state a run is in."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scenes import TAG, episode_of, lines, measured, run_folder, with_measures
+
+import codream
+from codream import CrossPlay, Run, RunError, cli, trainer
+from codream.envs import EnvSpec
+from codream.report.animation import action_names, scene_of
+from codream.report.panels import training_panels
+
+TITLES = (
+    "Episode returns",
+    "World model: total loss",
+    "Teammate loss",
+    "World model: loss by part",
+    "Actor loss",
+    "Critic loss",
+    "Mean imagined reward",
+    "Mean value",
+    "Cumulative reward",
+)
+
+
+class Checker(HTMLParser):
+    """Every element that is opened is closed, in order; remembers what would be fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "href", "action", "srcset") and value and not value.startswith(("data:", "#")):
+                self.fetched.append(value)
+        if tag not in ("meta", "link", "br", "input", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def checked(path: Path) -> str:
+    """The text of a report that is well formed and fetches nothing."""
+    text = path.read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    assert checker.fetched == []
+    assert "http" not in re.sub(r'"http://www\.w3\.org/2000/svg"', "", text)
+    return text
+
+
+def test_a_run_that_was_measured(tmp_path: Path) -> None:
+    run = with_measures(run_folder(tmp_path / "tag"), measured())
+    text = checked(codream.report(run, quick=True))
+    for title in TITLES:
+        assert f"<h3>{title}</h3>" in text
+    assert "Nothing was logged" not in text
+    for said in (
+        "against flee agent: <b>11.0</b> per episode; acting at random gets 0.6, the scripted policy 19.0",
+        "57% of the way from random to the script",
+        "adversary_0 predicts",
+        "Calibration",
+        "world_model.hidden",
+        "cpu (x86_64, 2 cores)",
+        "3:00 min",
+        "adversary (3 agents, the same values)",
+        "as <b>adversary_0</b> imagined it",
+    ):
+        assert said in text, said
+    assert 'id="scenes"' in text
+
+
+def test_the_panels_in_the_specs_order() -> None:
+    panels = training_panels(lines(TAG.agents), TAG.agents, TAG.sides, TAG.num_actions)
+    assert tuple(panel.title for panel in panels) == TITLES
+    assert all(panel.svg.startswith("<svg") for panel in panels)
+    drawn = re.search(r'data-chart="([^"]*)"', panels[-1].svg)
+    assert drawn is not None
+    summed = json.loads(drawn[1].replace("&quot;", '"'))["lines"][0]["y"]
+    expected = sum(16 * line["episode/return/adversary_0"] for line in lines(TAG.agents))
+    assert summed[-1] == pytest.approx(expected, rel=1e-4)
+    assert "guessing" in panels[2].svg
+
+
+@pytest.mark.parametrize("written", ["nothing", "empty", "half"])
+def test_whatever_state_the_metrics_are_in(written: str, tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    file = run.path / "metrics.jsonl"
+    if written == "nothing":
+        file.unlink()
+    else:
+        file.write_text("" if written == "empty" else file.read_text() + '{"steps": 25000, "world_model/lo')
+    text = checked(codream.report(run, progress=False))  # there is no checkpoint to play with either
+    assert "has no checkpoint yet" in text
+    assert {
+        "nothing": "there is no metrics.jsonl",
+        "empty": "metrics.jsonl is empty",
+        "half": "1 line(s) of metrics.jsonl could not be read",
+    }[written] in text
+    assert ("Nothing was logged for this yet" in text) == (written != "half")
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is not a run"):
+        codream.report(tmp_path)
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "a<b>&c", name="x<script>alert(1)</script>")
+    text = checked(codream.report(run, quick=True))
+    assert "<script>alert" not in text
+
+
+def test_social_outcomes_are_shown_where_there_are_any(tmp_path: Path) -> None:
+    found = measured()
+    assert "Social outcomes" not in checked(
+        codream.report(with_measures(run_folder(tmp_path / "without"), found), quick=True)
+    )
+    found["cross_play"]["rows"][0]["social"] = {"efficiency": 12.5, "equality": [0.9, 0.01], "sustainability": None}
+    text = checked(codream.report(with_measures(run_folder(tmp_path / "with"), found), quick=True))
+    assert "Social outcomes" in text
+    assert "12.5" in text
+    assert "0.9 ± 0.01" in text
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        EnvSpec("own", ("a_0", "b_0"), ((3,), (60,)), (2, 3)),
+        EnvSpec("images", ("a_0", "b_0"), ((16, 16, 3),) * 2, (3, 3)),
+        EnvSpec("mpe2:simple_spread_v3", ("agent_0", "agent_1"), ((14,),) * 2, (5, 5)),
+        EnvSpec("jaxmarl:MPE_simple_v3", ("agent_0",), ((4,),), (5,)),
+    ],
+    ids=lambda spec: spec.name,
+)
+def test_dreams_of_vectors_images_and_planes(spec: EnvSpec, tmp_path: Path) -> None:
+    found: dict[str, Any] = measured(spec, baselines=[]) if len(spec.sides) == 2 else alone(spec)
+    run = run_folder(tmp_path / "run")
+    about = json.loads((run.path / "run.json").read_text())
+    about["environment"] |= {"name": spec.name, "agents": list(spec.agents)}
+    (run.path / "run.json").write_text(json.dumps(about))
+    text = checked(codream.report(with_measures(run, found), quick=True))
+    kind = {"own": "strip", "images": "image"}.get(spec.name, "plane")
+    assert f'"kind":"{kind}"' in text
+    assert ("data:image/png" in text) == (kind == "image")
+
+
+def alone(spec: EnvSpec) -> dict[str, Any]:
+    """Measurements of a game with one side."""
+    found: dict[str, Any] = measured()
+    returns = dict.fromkeys(spec.agents, 3.0)
+    row = {"sides": {"agent": "self"}, "returns": returns, "stderr": dict.fromkeys(spec.agents, None)}
+    found |= {"sides": {"agent": list(range(spec.num_agents))}, "agents": list(spec.agents)}
+    found |= {"actions": action_names(spec), "num_actions": list(spec.num_actions)}
+    found["scenes"] = [scene_of(episode_of(spec), spec)]
+    found["cross_play"] |= {"members": {"agent": list(spec.agents)}, "rows": [row]}
+    found["baselines"] = [{"sides": {"agent": "random"}, "returns": {"agent": 1.0}}]
+    found["model"]["foresight"] = None
+    return found
+
+
+def test_training_ends_well_even_if_nothing_can_be_drawn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("the pen is broken")
+
+    monkeypatch.setattr(trainer, "report", fail)
+    run = run_folder(tmp_path / "run")
+    with pytest.warns(RuntimeWarning, match=r"could not be drawn \(OSError: the pen is broken\)"):
+        trainer._draw(run)
+    monkeypatch.setattr(cli, "report", fail)
+    cli._report_after(run, CrossPlay("tag", None, "run", 1, 1, 1, False, "cpu", 1.0, {}, []))
+    assert f"Try again: codream report {run.path}" in capsys.readouterr().err
+
+
+def test_a_whole_report_of_a_trained_run(host_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Cumulative reward" in checked(host_run.path / "report.html")  # written at the end of training
+    assert list((host_run.path / "tensorboard").glob("events.out.tfevents.*"))
+    shutil.copytree(host_run.path, tmp_path / "mine")
+    assert cli.main(["report", "mine", "--root", str(tmp_path), "--episodes", "3"]) == 0
+    assert f"Written to {tmp_path / 'mine' / 'report.html'}" in capsys.readouterr().out
+    text = checked(tmp_path / "mine" / "report.html")
+    for part in ("cross-play", "dream", "horizon", "foresight", "about"):
+        assert f'<section id="{part}">' in text
+    found = json.loads((tmp_path / "mine" / "measured.json").read_text())
+    assert found["scenes"][0]["kind"] == "plane"
+    assert len(found["scenes"][0]["views"]) == 4
+    again = checked(codream.report(tmp_path / "mine", quick=True))
+    assert again == text
