@@ -1,5 +1,7 @@
-"""Shared by all tests: JAX on the CPU with compiled programs kept between runs, annotations checked at run
-time."""
+"""Shared by all tests: JAX on the CPU with compiled programs kept between runs, annotations checked at run time.
+
+Tests run in two processes (`pytest -n 0`: in one), a module's in the same one; each keeps its own compiled programs.
+"""
 
 import gc
 import os
@@ -8,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "codream-tests-jax"))
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(Path(tempfile.gettempdir()) / f"codream-tests-jax-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"),
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 from jaxtyping import install_import_hook

@@ -96,6 +96,11 @@ def test_a_value_out_of_range_says_the_range(path: str) -> None:
             build(part, owner, name, value)
 
 
+def test_a_list_is_in_range_number_by_number() -> None:
+    with pytest.raises(ConfigError, match=r"world_model\.near must be 1e-06 or more, got 0"):
+        build("world_model", WorldModelConfig(), "near", (0.1, 0.0))
+
+
 def build(part: str, owner: Any, name: str, value: Any) -> Config:
     inner = dataclasses.replace(owner, **{name: value})
     return dataclasses.replace(Config(), **{part: inner}) if part else inner

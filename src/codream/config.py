@@ -301,7 +301,7 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
     return cls(**{name: read(name, value) for name, value in values.items()})
 
 
-# (lowest, highest); None is open. Every numeric option has a range.
+# (lowest, highest); None is open. Every numeric option has a range, for each number of a list.
 _RANGES: dict[str, tuple[float | None, float | None]] = {
     "seed": (0, 2**31 - 1),
     "num_envs": (1, 4096),
@@ -317,6 +317,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "world_model.unimix": (0, 1),
     "world_model.change_bins": (3, 1025),
     "world_model.change_range": (1e-3, 1e3),
+    "world_model.near": (1e-6, None),  # each of them
     "world_model.hidden": (2, None),
     "world_model.layers": (1, 64),
     "world_model.heads": (1, None),
@@ -370,12 +371,11 @@ def _check_ranges(config: Config) -> None:
         value: Any = config
         for name in path.split("."):
             value = getattr(value, name)
-        if value is None:
-            continue
-        # A comparison with NaN is false, so NaN is refused too.
-        if not ((low is None or value >= low) and (high is None or value <= high)):
-            span = f"{low} to {high}" if high is not None else f"{low} or more"
-            raise ConfigError(f"{path} must be {span}, got {value}")
+        for number in value if isinstance(value, tuple) else (value,):
+            # A comparison with NaN is false, so NaN is refused too.
+            if number is not None and not ((low is None or number >= low) and (high is None or number <= high)):
+                span = f"{low} to {high}" if high is not None else f"{low} or more"
+                raise ConfigError(f"{path} must be {span}, got {number}")
     for part, width in (("", config.world_model.hidden), ("team_", config.world_model.team_hidden)):
         heads = getattr(config.world_model, f"{part}heads")
         if width % (2 * heads):
@@ -383,8 +383,6 @@ def _check_ranges(config: Config) -> None:
                 f"world_model.{part}hidden must be a multiple of 2 × world_model.{part}heads "
                 f"(rotary positions pair the entries of a head); got {width} and {heads}"
             )
-    if not all(width >= 1e-6 for width in config.world_model.near):
-        raise ConfigError(f"world_model.near must be distances of 1e-6 or more, got {config.world_model.near}")
     if config.partners.random_share + config.partners.past_share > 1:
         raise ConfigError(
             "partners.random_share + partners.past_share must be at most 1, got "
