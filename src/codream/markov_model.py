@@ -29,16 +29,16 @@ def own_first(num_agents: int) -> Int[np.ndarray, "agents agents"]:
 
 
 class Transition(eqx.Module):
-    """One step as its focal agent saw it. Actions and rewards are of all agents, in the environment's order."""
+    """Steps as their focal agents saw them. Actions and rewards are of all agents, in the environment's order."""
 
-    obs: Shaped[Array, "*shape"]
-    mask: Bool[Array, " actions"]
-    action: Int[Array, " agents"]
-    acting: Bool[Array, " agents"]
-    reward: Float[Array, " agents"]  # in units of the reward scale
-    terminal: Bool[Array, ""]
-    obs_next: Shaped[Array, "*shape"]
-    focal: Int[Array, ""]
+    obs: Shaped[Array, "*b_shape"]
+    mask: Bool[Array, "*b actions"]
+    action: Int[Array, "*b agents"]
+    acting: Bool[Array, "*b agents"]
+    reward: Float[Array, "*b agents"]  # in units of the reward scale
+    terminal: Bool[Array, "*b"]
+    obs_next: Shaped[Array, "*b_shape"]
+    focal: Int[Array, "*b"]
 
 
 class MarkovModel(eqx.Module):
