@@ -82,10 +82,10 @@ class MarkovModel(eqx.Module):
         who = jax.nn.one_hot(focal, self.spec.num_agents)
         return jax.nn.silu(self.mixer(jnp.concatenate([z, who, seen.reshape(-1)])))
 
-    def next(self, h: Float[Array, " hidden"], key: PRNGKeyArray) -> Float[Array, " z"]:
+    def next(self, h: Float[Array, " hidden"], z: Float[Array, " z"], key: PRNGKeyArray) -> Float[Array, " z"]:
         """A sample of the next latent, with a gradient."""
-        nothing = jnp.zeros(0)
-        return self.representation.next(self.representation.prior(h, nothing), nothing, jnp.zeros(0, bool), key)
+        everything = jnp.ones(self.spec.obs_size, bool)
+        return self.representation.next(self.representation.prior(h, z), z, everything, key)
 
     def allowed(self, z: Float[Array, " z"], agent: Int[Array, ""]) -> Bool[Array, " actions"]:
         """Actions that the agent may take, as predicted where the environment has masks."""

@@ -189,7 +189,7 @@ def test_alone_the_projection_is_a_plain_imagined_return():
         h = model.step(z, jax.nn.one_hot(chosen, 2)[None], focal)
         total += weight * float(model.reward(h)[0])
         weight *= config.ppo.gamma * float(jax.nn.sigmoid(model.cont(h)[0]))
-        z = model.next(h, jax.random.split(model_key, 1)[0])
+        z = model.next(h, z, jax.random.split(model_key, 1)[0])
         x = model.representation.decoder(z)
     np.testing.assert_allclose(selfish, total, rtol=1e-4)
 
