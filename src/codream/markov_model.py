@@ -29,16 +29,16 @@ def own_first(num_agents: int) -> Int[np.ndarray, "agents agents"]:
 
 
 class Transition(eqx.Module):
-    """One step as its focal agent saw it. Actions and rewards are of all agents, in the environment's order."""
+    """Steps as their focal agents saw them. Actions and rewards are of all agents, in the environment's order."""
 
-    obs: Shaped[Array, "*shape"]
-    mask: Bool[Array, " actions"]
-    action: Int[Array, " agents"]
-    acting: Bool[Array, " agents"]
-    reward: Float[Array, " agents"]  # in units of the reward scale
-    terminal: Bool[Array, ""]
-    obs_next: Shaped[Array, "*shape"]
-    focal: Int[Array, ""]
+    obs: Shaped[Array, "*b_shape"]
+    mask: Bool[Array, "*b actions"]
+    action: Int[Array, "*b agents"]
+    acting: Bool[Array, "*b agents"]
+    reward: Float[Array, "*b agents"]  # in units of the reward scale
+    terminal: Bool[Array, "*b"]
+    obs_next: Shaped[Array, "*b_shape"]
+    focal: Int[Array, "*b"]
 
 
 class MarkovModel(eqx.Module):
@@ -82,10 +82,10 @@ class MarkovModel(eqx.Module):
         who = jax.nn.one_hot(focal, self.spec.num_agents)
         return jax.nn.silu(self.mixer(jnp.concatenate([z, who, seen.reshape(-1)])))
 
-    def next(self, h: Float[Array, " hidden"], key: PRNGKeyArray) -> Float[Array, " z"]:
+    def next(self, h: Float[Array, " hidden"], z: Float[Array, " z"], key: PRNGKeyArray) -> Float[Array, " z"]:
         """A sample of the next latent, with a gradient."""
-        nothing = jnp.zeros(0)
-        return self.representation.next(self.representation.prior(h, nothing), nothing, jnp.zeros(0, bool), key)
+        everything = jnp.ones(self.spec.obs_size, bool)
+        return self.representation.next(self.representation.prior(h, z), z, everything, key)
 
     def allowed(self, z: Float[Array, " z"], agent: Int[Array, ""]) -> Bool[Array, " actions"]:
         """Actions that the agent may take, as predicted where the environment has masks."""

@@ -95,15 +95,16 @@ def gae(
 
 
 class Batch(eqx.Module):
-    """Steps of one agent. `log_prob` and `advantage` are as the policy was when it acted."""
+    """Steps of one agent (or of several, with an axis after the first). `log_prob` and `advantage` are as the policy
+    was when it acted."""
 
-    x: Float[Array, "n *shape"]
-    mask: Bool[Array, "n actions"]
-    action: Int[Array, " n"]
-    acting: Bool[Array, " n"]
-    log_prob: Float[Array, " n"]
-    advantage: Float[Array, " n"]
-    target: Float[Array, " n"]  # of the value: Â + v
+    x: Float[Array, "n *a_shape"]
+    mask: Bool[Array, "n *a actions"]
+    action: Int[Array, "n *a"]
+    acting: Bool[Array, "n *a"]
+    log_prob: Float[Array, "n *a"]
+    advantage: Float[Array, "n *a"]
+    target: Float[Array, "n *a"]  # of the value: Â + v
 
 
 def ppo_loss(learner: Learner, batch: Batch, config: PPOConfig) -> tuple[Float[Array, ""], dict[str, Array]]:

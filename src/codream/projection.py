@@ -100,7 +100,7 @@ def imagined_return(
         reward = (1 - alpha) * rewards[0] + alpha * jnp.mean(rewards)
         paid = weight * reward
         weight = weight * config.ppo.gamma * jax.nn.sigmoid(model.cont(h[mine_at])[0])
-        z = jax.vmap(model.next)(h, jax.random.split(model_key, len(views)))
+        z = jax.vmap(model.next)(h, z, jax.random.split(model_key, len(views)))
         return (z, jax.vmap(code.decoder)(z), jax.vmap(model.allowed)(z, views), weight), (paid, reward)
 
     first = (z, observed(model.spec, obs[views]), mask[views], jnp.ones(()))

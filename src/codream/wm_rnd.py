@@ -295,11 +295,11 @@ def _code_measures(state: State, key: PRNGKeyArray) -> dict[str, Array]:
 
 
 class Starts(eqx.Module):
-    """Real steps from which one agent imagines."""
+    """Real steps from which an agent imagines; what all agents saw and might do there."""
 
-    obs: Shaped[Array, "starts agents *shape"]
-    mask: Bool[Array, "starts agents actions"]
-    valid: Bool[Array, " starts"]  # everyone acted
+    obs: Shaped[Array, "*b_agents_shape"]
+    mask: Bool[Array, "*b agents actions"]
+    valid: Bool[Array, "*b"]  # everyone acted
 
 
 def train_agents(state: State, key: PRNGKeyArray, batch: Batch, config: Config) -> tuple[State, dict[str, Array]]:
