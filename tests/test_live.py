@@ -91,9 +91,13 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_a_mode_that_does_not_exist(tmp_path: Path) -> None:
+def test_a_mode_that_does_not_exist_and_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="one of off, offline, online, got 'maybe'"):
-        Live(tmp_path, preset("small"), wandb="maybe")  # type: ignore[arg-type]
+        Live.check("maybe")  # type: ignore[arg-type]
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match=r"codream\[wandb\]"):
+        Live.check("offline")
+    Live.check("off")
 
 
 def test_metrics_of_a_run_say_how_many_episodes_ended(host_run, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]

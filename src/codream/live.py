@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 from collections.abc import Mapping
@@ -31,11 +32,18 @@ class Live:
     """
 
     def __init__(self, folder: Path, config: Config, *, begun: int = 0, wandb: WandbMode = "off"):
-        if wandb not in get_args(WandbMode):
-            raise ConfigError(f"wandb must be one of {', '.join(get_args(WandbMode))}, got {wandb!r}")
+        self.check(wandb)
         # What a resumed run will write again is dropped from the curves.
         self._events = _writer(folder, purge=begun + 1 if begun else None)
         self._wandb = _start_wandb(folder, config, wandb) if wandb != "off" else None
+
+    @staticmethod
+    def check(wandb: WandbMode) -> None:
+        """Raise what `Live` would, before there is a run's folder."""
+        if wandb not in get_args(WandbMode):
+            raise ConfigError(f"wandb must be one of {', '.join(get_args(WandbMode))}, got {wandb!r}")
+        if wandb != "off" and importlib.util.find_spec("wandb") is None:
+            raise ModuleNotFoundError('Weights & Biases is not installed; type: pip install "codream[wandb]"')
 
     def scalars(self, line: Mapping[str, float]) -> None:
         """One line of metrics, at its `steps`."""
@@ -76,10 +84,8 @@ def _writer(folder: Path, purge: int | None) -> Any:
 
 
 def _start_wandb(folder: Path, config: Config, mode: Literal["offline", "online"]) -> Any:
-    try:
-        import wandb
-    except ModuleNotFoundError as err:
-        raise ModuleNotFoundError('Weights & Biases is not installed; type: pip install "codream[wandb]"') from err
+    import wandb
+
     return wandb.init(
         project="codream",
         name=folder.name,
