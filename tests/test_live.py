@@ -93,7 +93,7 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_mode_that_does_not_exist_and_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="one of off, offline, online, got 'maybe'"):
-        Live.check("maybe")  # type: ignore[arg-type]
+        Live.check("maybe")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match=r"codream\[wandb\]"):
         Live.check("offline")

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -38,7 +39,7 @@ class Live:
         self._wandb = _start_wandb(folder, config, wandb) if wandb != "off" else None
 
     @staticmethod
-    def check(wandb: WandbMode) -> None:
+    def check(wandb: str) -> None:
         """Raise what `Live` would, before there is a run's folder."""
         if wandb not in get_args(WandbMode):
             raise ConfigError(f"wandb must be one of {', '.join(get_args(WandbMode))}, got {wandb!r}")
@@ -58,7 +59,7 @@ class Live:
         """Write out what is still held back."""
         self._events.close()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def publish(folder: Path, steps: int, table: str, gif: bytes | None) -> None:
@@ -80,7 +81,8 @@ def _writer(folder: Path, purge: int | None) -> Any:
     """TensorBoard's protocol buffers take a moment to import."""
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(folder / EVENTS), purge_step=purge)
+    # Its file names tell seconds only, so that a second writer might overwrite the first one's file.
+    return SummaryWriter(str(folder / EVENTS), purge_step=purge, filename_suffix=f".{time.time_ns()}")
 
 
 def _start_wandb(folder: Path, config: Config, mode: Literal["offline", "online"]) -> Any:

@@ -98,10 +98,11 @@ def saved_measures(run: Run) -> dict[str, Any] | None:
 def _affordable(agents: Agents) -> int:
     """Episodes of every pairing that BUDGET allows, from the speed of one copy with random actions."""
     env, rng, seeds = as_host(agents.make_env(1), 1), np.random.default_rng(0), np.zeros(1, int)
-    here = env.step(Random().act(env.reset(seeds), rng), seeds)  # what is compiled is compiled now
+    at_random = lambda here: np.asarray(Random().act(here, rng))  # noqa: E731
+    here = env.step(at_random(env.reset(seeds)), seeds)  # what is compiled is compiled now
     steps, began = 0, time.monotonic()
     while not np.asarray(here.last).all() and steps < LIMIT and time.monotonic() - began < 2:
-        here = env.step(Random().act(here, rng), seeds)
+        here = env.step(at_random(here), seeds)
         steps += 1
     each = time.monotonic() - began
     if not np.asarray(here.last).all():  # a long game: five times as long as it was looked at
