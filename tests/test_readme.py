@@ -58,6 +58,8 @@ def test_commands(args: list[str], host_run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cli, "train", train)
     monkeypatch.setattr(cli, "evaluate", lambda *_, **rest: codream.evaluate(host_run, **short(rest)))
     monkeypatch.setattr(cli, "load", lambda run: run)
+    monkeypatch.setattr(cli, "report", lambda *_, **rest: codream.report(host_run, quick=True))
+    monkeypatch.setattr(cli, "compare", lambda runs, **rest: rest["out"])
     monkeypatch.setattr(Run, "open", staticmethod(lambda *_: host_run))
     with monkeypatch.context() as patch:
         patch.chdir(runs_folder(host_run))
@@ -87,6 +89,10 @@ def test_commands_cover_what_the_readme_promises() -> None:
         "jaxmarl:",
         "butterfly:",
         "--replay.uniform",
+        "report ",
+        "compare ",
+        "inspect ",
+        "devices",
         "no-teammates",
         "--algo wm_rnd",
         "--preset ippo",

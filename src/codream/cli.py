@@ -90,8 +90,8 @@ class Report:
     """The run, by its folder or its name."""
     quick: bool = False
     """Play nothing: only what training logged, and what an earlier report measured."""
-    episodes: int = 40
-    """Episodes of every pairing, and for the world model."""
+    episodes: int | None = None
+    """Episodes of every pairing, and for the world model. Unset: 40, fewer where the environment is slow."""
     root: str = "runs"
     """Folder of all runs."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,11 +33,18 @@ class Live:
     """
 
     def __init__(self, folder: Path, config: Config, *, begun: int = 0, wandb: WandbMode = "off"):
-        if wandb not in get_args(WandbMode):
-            raise ConfigError(f"wandb must be one of {', '.join(get_args(WandbMode))}, got {wandb!r}")
+        self.check(wandb)
         # What a resumed run will write again is dropped from the curves.
         self._events = _writer(folder, purge=begun + 1 if begun else None)
         self._wandb = _start_wandb(folder, config, wandb) if wandb != "off" else None
+
+    @staticmethod
+    def check(wandb: str) -> None:
+        """Raise what `Live` would, before there is a run's folder."""
+        if wandb not in get_args(WandbMode):
+            raise ConfigError(f"wandb must be one of {', '.join(get_args(WandbMode))}, got {wandb!r}")
+        if wandb != "off" and importlib.util.find_spec("wandb") is None:
+            raise ModuleNotFoundError('Weights & Biases is not installed; type: pip install "codream[wandb]"')
 
     def scalars(self, line: Mapping[str, float]) -> None:
         """One line of metrics, at its `steps`."""
@@ -50,7 +59,7 @@ class Live:
         """Write out what is still held back."""
         self._events.close()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def publish(folder: Path, steps: int, table: str, gif: bytes | None) -> None:
@@ -72,14 +81,13 @@ def _writer(folder: Path, purge: int | None) -> Any:
     """TensorBoard's protocol buffers take a moment to import."""
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(folder / EVENTS), purge_step=purge)
+    # Its file names tell seconds only, so that a second writer might overwrite the first one's file.
+    return SummaryWriter(str(folder / EVENTS), purge_step=purge, filename_suffix=f".{time.time_ns()}")
 
 
 def _start_wandb(folder: Path, config: Config, mode: Literal["offline", "online"]) -> Any:
-    try:
-        import wandb
-    except ModuleNotFoundError as err:
-        raise ModuleNotFoundError('Weights & Biases is not installed; type: pip install "codream[wandb]"') from err
+    import wandb
+
     return wandb.init(
         project="codream",
         name=folder.name,

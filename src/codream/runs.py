@@ -4,6 +4,8 @@ runs/<name>/config.json      the exact configuration
            /run.json         library versions, device, environment
            /metrics.jsonl    one line per `log_every` steps
            /checkpoints/     see codream.checkpoint
+           /tensorboard/     the metrics as events, see codream.live
+           /report.html      see codream.report; measured.json: what it measured by playing
 """
 
 from __future__ import annotations

@@ -73,6 +73,7 @@ def train(
     Raises ConfigError, RunError (folder exists; change not allowed; nothing left to do), CheckpointError,
     EnvironmentFailure with the environment's own error and the last checkpoint, TrainingDiverged.
     """
+    Live.check(wandb)
     run = None
     if resume is None:
         config = config or preset("small")

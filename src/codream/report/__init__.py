@@ -34,9 +34,9 @@ def report(
     """Write `report.html` in the run's folder, also while the run goes on. Returns its path.
 
     It plays a few dozen episodes to measure the agents and the world model; the result is kept, so that `quick`, which
-    plays nothing, still shows what an earlier report measured. `episodes`: of every pairing (default 40). `cross_play`:
-    an evaluation of the same agents, if there is one already. `env`: the environment, where the run was trained on one
-    given as an object.
+    plays nothing, still shows what an earlier report measured. `episodes`: of every pairing (default: at most 40, fewer
+    where an environment is slow). `cross_play`: an evaluation of the same agents, if there is one already. `env`: the
+    environment, where the run was trained on one given as an object.
 
     Whatever is missing (no metrics yet, a line cut off in writing, no checkpoint yet) is said in the report; only a
     folder that is no run at all raises RunError.
@@ -51,8 +51,7 @@ def report(
         except CheckpointError as err:
             warnings.append(f"Nothing could be played: {err}")
         else:
-            more = {} if episodes is None else {"episodes": episodes}
-            measured = measure_run(run, agents, cross_play=cross_play, progress=progress, **more)
+            measured = measure_run(run, agents, cross_play=cross_play, episodes=episodes, progress=progress)
             scenes, sides = measured["scenes"], measured["sides"]
             gif = film(scenes[0], 0, sides) if scenes else None
             publish(run.path, measured["steps"], standing_markdown(measured), gif)

@@ -17,7 +17,7 @@ import numpy as np
 __all__ = ["PARTS", "Line", "agent_styles", "chart", "nice", "palette"]
 
 WIDTH, HEIGHT = 440, 250
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 12, 42
 MOST_POINTS = 240  # of one line
 
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
@@ -174,7 +174,7 @@ def _frame(y_ticks, x_ticks, to_x, to_y, x_label: str, y_label: str) -> str:  # 
         f'<path class="axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>'
         f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 7}" '
         f'text-anchor="middle">{html.escape(x_label)}</text>'
-        f'<text class="label" transform="translate(13 {middle}) rotate(-90)" '
+        f'<text class="label" transform="translate(12 {middle}) rotate(-90)" '
         f'text-anchor="middle">{html.escape(y_label)}</text>'
     )
     return "".join(parts)

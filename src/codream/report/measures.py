@@ -16,7 +16,7 @@ import numpy as np
 
 from codream.agents import Agents
 from codream.envs import EnvSpec
-from codream.envs.references import references_for
+from codream.envs.references import Random, references_for
 from codream.evaluation import CrossPlay, as_host, evaluate, play
 from codream.model_quality import measure, record
 from codream.progress import Bar
@@ -28,8 +28,11 @@ __all__ = ["FILE", "measure_run", "saved_measures"]
 
 FILE = "measured.json"
 FORMAT = 1
-EPISODES = 40  # of every pairing, and for the world model
+EPISODES = 40  # of every pairing, and for the world model, at most
+BUDGET = 20.0  # seconds that all pairings together may take an environment that is slow
+PAIRINGS = 20  # about as many as are played
 LIMIT = 200  # steps of an episode that the world model is measured on
+IMAGE_LIMIT, IMAGE_EPISODES = 60, 4  # the same for images, which are large
 SAMPLES = 8  # dreams averaged for the error by horizon
 
 
@@ -38,22 +41,23 @@ def measure_run(
     agents: Agents,
     *,
     cross_play: CrossPlay | None = None,
-    episodes: int = EPISODES,
+    episodes: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Play, measure, and keep the result in the run's folder. `cross_play`: an evaluation of the same agents, if there
-    is one already."""
+    is one already. `episodes`: of every pairing; not given, as many as take about half a minute, at most 40."""
     began = time.monotonic()
     spec = agents.spec
+    episodes = _affordable(agents) if episodes is None else episodes
     if cross_play is None:
         cross_play = evaluate(agents, episodes=episodes, progress=progress)
     with Bar("report", 4, unit="parts", show=progress) as bar:
         baselines = _baselines(agents, spec, episodes)
         bar.note("playing held-out episodes")
         bar.update(1)
-        count = min(episodes, 8) if spec.is_image else episodes
+        count, limit = (min(episodes, IMAGE_EPISODES), IMAGE_LIMIT) if spec.is_image else (episodes, LIMIT)
         env = as_host(agents.make_env(count), count)
-        played = record(env, agents.player(), count, seed=1, limit=LIMIT)
+        played = record(env, agents.player(), count, seed=1, limit=limit)
         env.close()
         bar.note("measuring the world model")
         bar.update(2)
@@ -89,6 +93,22 @@ def saved_measures(run: Run) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) and found.get("format") == FORMAT else None
+
+
+def _affordable(agents: Agents) -> int:
+    """Episodes of every pairing that BUDGET allows, from the speed of one copy with random actions."""
+    env, rng, seeds = as_host(agents.make_env(1), 1), np.random.default_rng(0), np.zeros(1, int)
+    at_random = lambda here: np.asarray(Random().act(here, rng))  # noqa: E731
+    here = env.step(at_random(env.reset(seeds)), seeds)  # what is compiled is compiled now
+    steps, began = 0, time.monotonic()
+    while not np.asarray(here.last).all() and steps < LIMIT and time.monotonic() - began < 2:
+        here = env.step(at_random(here), seeds)
+        steps += 1
+    each = time.monotonic() - began
+    if not np.asarray(here.last).all():  # a long game: five times as long as it was looked at
+        each *= 5
+    env.close()
+    return int(np.clip(BUDGET / PAIRINGS / max(each, 1e-6), 2, EPISODES))
 
 
 def _baselines(agents: Agents, spec: EnvSpec, episodes: int) -> list[dict[str, Any]]:

@@ -1,0 +1,78 @@
+"""Comparing runs: what is grouped, what is said, and that unlike games are kept apart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scenes import TAG, lines, measured, run_folder, with_measures
+from test_report import checked
+
+import codream
+from codream import Run, RunError, cli
+from codream.statistics import interval, iqm
+
+
+def test_seeds_of_one_configuration_are_one_curve(tmp_path: Path) -> None:
+    for seed in range(3):
+        with_measures(
+            run_folder(tmp_path / f"tag-seed{seed}", seed=seed, metrics=lines(TAG.agents, 30 + seed)), measured()
+        )
+    out = tmp_path / "out" / "compare.html"
+    runs = [tmp_path / f"tag-seed{seed}" for seed in range(3)]
+    text = checked(codream.compare(runs, out=out, quick=True))
+    assert "tag (3 seeds)" in text
+    assert text.count('class="band"') == 4  # two sides, over steps and over wall-clock
+    assert "adversary against flee" in text
+    assert "[11.0, 11.0], 3 seeds" in text
+    assert "Everyone against everyone" not in text
+
+
+def test_different_games_are_told_apart(tmp_path: Path) -> None:
+    runs = [run_folder(tmp_path / "one"), run_folder(tmp_path / "other", name="jaxmarl:MPE_simple_tag_v3", metrics=[])]
+    text = checked(codream.compare(runs, out=tmp_path / "x.html", quick=True))
+    assert "These runs are of 2 different games" in text
+    assert "other has logged no metrics" in text
+    assert "Learning curves on jaxmarl:MPE_simple_tag_v3" in text
+
+
+def test_two_runs_are_needed(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "one")
+    with pytest.raises(RunError, match="at least two different runs"):
+        codream.compare([run, run])
+    with pytest.raises(RunError, match="does not exist"):
+        codream.compare([run, "nothing"])
+
+
+def test_everyone_against_everyone(host_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "again").symlink_to(host_run.path)
+    (tmp_path / "copy").mkdir()
+    for name in ("config.json", "run.json", "metrics.jsonl", "checkpoints"):
+        (tmp_path / "copy" / name).symlink_to(host_run.path / name)
+    runs = [str(host_run.path), str(tmp_path / "copy")]
+    out = tmp_path / "compare.html"
+    assert cli.main(["compare", *runs, "--episodes", "2", "--out", str(out)]) == 0
+    assert f"Written to {out}" in capsys.readouterr().out
+    text = checked(out)
+    assert "Everyone against everyone" in text
+    assert text.count('<td style="--skill:') == 8  # two sides, 2 × 2 matches
+
+
+def test_the_interquartile_mean_leaves_out_the_ends() -> None:
+    assert iqm(np.array([0.0, 1.0, 2.0, 100.0])) == pytest.approx(1.5)
+    assert iqm(np.array([1.0, 2.0, 6.0])) == pytest.approx(3.0)
+    low, high = interval(np.array([[1.0, 5.0], [1.0, 7.0], [1.0, 9.0]]))
+    assert (low[0], high[0]) == (1.0, 1.0)
+    assert 5.0 <= low[1] < 7.0 < high[1] <= 9.0
+    with pytest.raises(ValueError, match="at least one run"):
+        interval(np.zeros((0, 2)))
+
+
+def test_as_rliable_computes_it() -> None:
+    try:
+        from rliable import library, metrics
+    except (ImportError, TypeError) as err:
+        pytest.skip(f"rliable does not import here: {err}")
+    scores = np.random.default_rng(0).normal(size=(9, 1))
+    points, intervals = library.get_interval_estimates({"a": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]))
+    assert iqm(scores)[0] == pytest.approx(points["a"][0])
+    np.testing.assert_allclose(np.ravel(interval(scores)), np.ravel(intervals["a"]), atol=0.08)

@@ -1,0 +1,76 @@
+"""Positions decoded from observations are those of the environment's own bodies."""
+
+import numpy as np
+import pytest
+from scenes import TAG, episode_of
+
+import codream
+from codream.envs import EnvSpec
+from codream.report.animation import scene_of
+from codream.report.dreams import typical_episodes
+from codream.report.film import film
+from codream.report.scene import layouts
+
+
+@pytest.mark.parametrize("name", ["simple_tag", "simple_spread", "simple_adversary", "simple"])
+def test_positions_are_those_of_the_world(name: str) -> None:
+    env = codream.make_env(f"mpe2:{name}")
+    here = env.reset(np.array([3]))
+    found = layouts(env.spec)
+    assert found is not None
+    world = env._envs[0].unwrapped.world
+    truly = np.array([body.state.p_pos for body in world.agents])
+    places = np.array([body.state.p_pos for body in world.landmarks])
+    for i, layout in enumerate(found):
+        middle = np.zeros(2) if layout.own is not None else truly[i]
+        obs = np.asarray(here.obs)[0, i]
+        np.testing.assert_allclose(layout.agents(obs, env.spec.num_agents), truly - middle, atol=1e-5)
+        np.testing.assert_allclose(layout.places(obs), places - middle, atol=1e-5)
+    env.close()
+
+
+def test_other_games_have_no_layout() -> None:
+    assert layouts(EnvSpec("mine", ("a", "b"), ((4,), (4,)), (2, 2))) is None
+    assert layouts(EnvSpec("mpe2:simple_tag_v3", ("adversary_0", "agent_0"), ((5,), (5,)), (5, 5))) is None
+    assert layouts(EnvSpec("mpe2:simple_push_v3", ("adversary_0", "agent_0"), ((8,), (19,)), (5, 5))) is None
+
+
+def test_the_gap_is_the_distance_between_dream_and_reality() -> None:
+    episode = episode_of(TAG, dreams=1)
+    scene = scene_of(episode, TAG)
+    for view in scene["views"]:
+        apart = np.linalg.norm(np.array(view["real"]) - np.array(view["dream"]), axis=-1).mean(axis=-1)
+        np.testing.assert_allclose(view["gap"], apart, atol=2e-3)
+        assert view["gap"][: episode.start + 1] == [0] * (episode.start + 1)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [TAG, EnvSpec("own", ("a", "b"), ((3,), (5,)), (2, 2)), EnvSpec("seen", ("a", "b"), ((16, 16, 1),) * 2, (2, 2))],
+    ids=lambda spec: spec.name,
+)
+def test_a_film_has_a_frame_for_every_step(spec: EnvSpec) -> None:
+    import io
+
+    from PIL import Image
+
+    with Image.open(io.BytesIO(film(scene_of(episode_of(spec), spec), 1, spec.sides))) as gif:
+        assert getattr(gif, "n_frames", 1) == 13
+
+
+def test_the_episodes_shown_are_the_median_the_liveliest_and_the_quietest() -> None:
+    env = codream.make_env("simple_tag", num_envs=5)
+    here = env.reset(np.arange(5))
+    steps = [here]
+    for k in range(3):
+        step = env.step(np.zeros((5, 4), int), np.arange(5))
+        reward = np.zeros((5, 4))
+        if k == 1:
+            reward[:, 0] = [0, 4, -3, 1, 2]
+        steps.append(type(step)(**{**vars(step), "reward": reward}))
+    env.close()
+    assert typical_episodes((steps, []), 3) == [
+        ("a median episode", 4),
+        ("the most eventful", 1),
+        ("the quietest", 0),
+    ]

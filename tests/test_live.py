@@ -1,0 +1,109 @@
+"""What can be watched while a run goes on: events, the table in the terminal, Weights & Biases."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tensorboardX.proto import event_pb2
+
+from codream import ConfigError, cli, preset
+from codream.envs import EnvSpec
+from codream.live import EVENTS, Live, live_table, publish
+from codream.progress import Bar
+
+SPEC = EnvSpec("tag", ("adversary_0", "adversary_1", "agent_0"), ((4,),) * 3, (5,) * 3)
+MEANS = {
+    "episode/return/adversary_0": 4.0,
+    "episode/return/adversary_1": 6.0,
+    "episode/return/agent_0": -9.0,
+    "agent/agent_0/value": -3.0,
+    "world_model/loss": 12.345,
+    "world_model/team_accuracy": 0.5,
+}
+
+
+def events(folder: Path) -> list:
+    """All events of a run, in the format that TensorBoard reads: length, checksum, record, checksum."""
+    found = []
+    for file in sorted((folder / EVENTS).iterdir()):
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 8], "little")
+            event = event_pb2.Event()  # type: ignore[attr-defined]
+            event.ParseFromString(data[at + 12 : at + 12 + size])
+            found.append(event)
+            at += 16 + size
+    return found
+
+
+def test_scalars_tables_and_pictures(tmp_path: Path) -> None:
+    live = Live(tmp_path, preset("small"))
+    live.scalars({"steps": 400, "world_model/loss": 3.5})
+    live.close()
+    publish(tmp_path, 400, "| a |", b"GIF89a\x0a\x00\x14\x00rest")
+    values = {value.tag: (event.step, value) for event in events(tmp_path) for value in event.summary.value}
+    assert values["world_model/loss"][0] == 400
+    assert values["world_model/loss"][1].simple_value == 3.5
+    assert "cross-play/text_summary" in values
+    picture = values["real beside imagined"][1].image
+    assert (picture.width, picture.height) == (10, 20)
+
+
+def test_what_a_resumed_run_writes_again_is_dropped(tmp_path: Path) -> None:
+    for begun in (0, 400):
+        live = Live(tmp_path, preset("small"), begun=begun)
+        live.scalars({"steps": begun + 400, "x": 1.0})
+        live.close()
+    assert [event.step for event in events(tmp_path) if event.session_log.status] == [401]
+
+
+def test_the_table_in_the_terminal() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(live_table(MEANS, SPEC))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"adversary +5\.0 +–", shown)
+    assert re.search(r"agent +-9\.0 +-3\.0", shown)
+    assert "world model: loss 12.3, foresees 50% of the others' actions" in shown
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_table_stands_below_the_bar_on_a_terminal_only(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(
+        "codream.progress.Console", lambda **_: Console(file=out, force_terminal=terminal, width=120, height=30)
+    )
+    with Bar("train", 100) as bar:
+        bar.below(live_table(MEANS, SPEC))
+        bar.update(100, last=True)
+    assert ("imagined reward" in out.getvalue()) == terminal
+    assert "train" in out.getvalue()
+
+
+def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="Weights & Biases is an extra")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    live = Live(tmp_path, preset("small"), wandb="offline")
+    live.scalars({"steps": 400, "world_model/loss": 3.5})
+    live.close()
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_mode_that_does_not_exist_and_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="one of off, offline, online, got 'maybe'"):
+        Live.check("maybe")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match=r"codream\[wandb\]"):
+        Live.check("offline")
+    Live.check("off")
+
+
+def test_metrics_of_a_run_say_how_many_episodes_ended(host_run, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    lines = [json.loads(line) for line in (host_run.path / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line["episode/count"] for line in lines) == 16  # 400 steps of 25 a game
+    scalars = {value.tag for event in events(host_run.path) for value in event.summary.value}
+    assert {"world_model/loss", "episode/return/agent_0", "agent/agent_0/value"} <= scalars
+    assert cli.main(["devices"]) == 0
+    assert "codream computes on the CPU" in capsys.readouterr().out
