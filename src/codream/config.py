@@ -484,7 +484,7 @@ PRESETS: dict[str, Config] = {
         ),
         agents=AgentConfig(units=128, lr=1e-3, horizon=12, starts=64, gamma=0.95, entropy=3e-3, value_bins=63),
         replay=ReplayConfig(decay=0.9999),
-        partners=PartnerConfig(random_share=0.25),
+        partners=PartnerConfig(random_share=0.22),
     ),
 }
 PRESETS["paper"] = dataclasses.replace(
