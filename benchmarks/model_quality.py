@@ -1,6 +1,6 @@
 """How well a run's world model predicts held-out episodes. The first thing to look at when learning disappoints.
 
-    python benchmarks/model_quality.py RUN [--episodes 100] [--out FILE]
+    python benchmarks/model_quality.py RUN [RUN …] [--episodes 100] [--out FILE]
 
 Prints one-step and 12-step error against "nothing moves", predicted against real reward, and teammate accuracy
 against the base rate, on play of the trained agents, of scripted ones where the game has them, and at random.
@@ -9,7 +9,10 @@ against the base rate, on play of the trained agents, of scripted ones where the
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import numpy as np
 
 import codream
 from codream.envs.references import references_for
@@ -44,49 +47,56 @@ def players(agents: codream.Agents) -> dict:
     return found
 
 
-def lines(results: list[ModelQuality]) -> list[str]:
-    out = [
-        "| play | one step / still | sampled / still | 12 steps / still | catches, predicted / real | by side "
-        "| elsewhere, bias per step | elsewhere, absolute | teammate accuracy | base rate | reconstruction |",
-        "|---" * 11 + "|",
-    ]
-    for q in results:
-        sides = ", ".join(f"{side} {ratio:.2f}" for side, ratio in q.reward_ratio_by_side.items())
-        out.append(
-            f"| {q.play} | {q.one_step_ratio:.2f} | {q.one_step_sampled / q.still:.2f} | {q.horizon_ratio:.2f} | "
-            f"{q.reward_ratio:.2f} | {sides} | {q.elsewhere:+.3f} | {q.elsewhere_absolute:.3f} | {q.accuracy:.1%} | "
-            f"{q.base_rate:.1%} | {q.reconstruction:.3f} |"
-        )
+COLUMNS: dict[str, tuple[str, Callable[[ModelQuality], float]]] = {
+    "one step / still": (".3f", lambda q: q.one_step_ratio),
+    "sampled / still": (".2f", lambda q: q.one_step_sampled / q.still),
+    "12 steps / still": (".2f", lambda q: q.horizon_ratio),
+    "catches, predicted / real": (".2f", lambda q: q.reward_ratio),
+    "elsewhere, bias per step": ("+.3f", lambda q: q.elsewhere),
+    "elsewhere, absolute": (".3f", lambda q: q.elsewhere_absolute),
+    "teammate accuracy": (".1%", lambda q: q.accuracy),
+    "base rate": (".1%", lambda q: q.base_rate),
+    "reconstruction": (".3f", lambda q: q.reconstruction),
+}
+
+
+def table(results: dict[str, list[ModelQuality]]) -> list[str]:
+    """A line for each play and run, and their mean where there are several runs."""
+
+    def line(play: str, run: str, values: Iterable[float]) -> str:
+        cells = (f"{value:{form}}" for value, (form, _) in zip(values, COLUMNS.values(), strict=True))
+        return f"| {play} | {run} | " + " | ".join(cells) + " |"
+
+    out = ["| play | run | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for which in zip(*results.values(), strict=True):
+        values = [[column(q) for _, column in COLUMNS.values()] for q in which]
+        out += [line(which[0].play, run, row) for run, row in zip(results, values, strict=True)]
+        if len(which) > 1:
+            out.append(line(which[0].play, "mean", np.mean(values, axis=0)))
     return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run")
+    parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--large-reward", type=float, default=5.0, help="what counts as a catch")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    agents = codream.load(args.run)
-    results = [
-        measure(agents, player, play, large_reward=args.large_reward, episodes=args.episodes, seed=args.seed)
-        for play, player in players(agents).items()
-    ]
-    q = results[0]
-    text = "\n".join(
-        [
-            f"{args.run}: {agents.spec.name}, {agents.steps:,} steps, "
-            f"{args.episodes} held-out episodes, seed {args.seed}",
-            "",
-            *lines(results),
-            "",
-            "error by horizon on "
-            + q.play
-            + ", share of nothing moves: "
-            + " ".join(f"{a / b:.2f}" for a, b in zip(q.by_horizon, q.still_by_horizon, strict=True)),
+    results, about = {}, []
+    for run in args.runs:
+        agents = codream.load(run)
+        name = Path(run).name
+        results[name] = [
+            measure(agents, player, play, large_reward=args.large_reward, episodes=args.episodes, seed=args.seed)
+            for play, player in players(agents).items()
         ]
-    )
+        q = results[name][0]
+        ratios = " ".join(f"{a / b:.2f}" for a, b in zip(q.by_horizon, q.still_by_horizon, strict=True))
+        about.append(f"{name}: {agents.spec.name}, {agents.steps:,} steps; error by horizon on {q.play}: {ratios}")
+    held_out = f"{args.episodes} held-out episodes of each kind of play, seed {args.seed}"
+    text = "\n".join([held_out, "", *table(results), "", *about])
     print(text)
     if args.out:
         args.out.write_text(text + "\n")
