@@ -26,8 +26,8 @@ def cross_play(measured: Mapping[str, Any]) -> str:
         "<code>still</code> does nothing, <code>chase</code> and <code>flee</code> are scripted. Grey cells are "
         "references among themselves, for comparison."
         if len(sides) > 1
-        else "All agents are of one side and play together, so there is no opponent: <em>trained</em> is how they play, "
-        "the grey rows are all of them acting uniformly at random or doing nothing, for comparison."
+        else "All agents are of one side and play together, so there is no opponent: <em>trained</em> is how they "
+        "play, the grey rows are all of them acting uniformly at random or doing nothing, for comparison."
     )
     return (
         f'{table}<ul class="said">{said}</ul><p class="note-text">{note}</p>'
@@ -193,8 +193,8 @@ def social(result: Mapping[str, Any]) -> str:
             f"<td>{_OUTCOMES.get(name, '')}</td></tr>"
         )
     return (
-        "<p>What comes of it for everyone when the trained agents play together: mean ± standard error over the episodes "
-        f'above.</p><div class="wide"><table class="facts"><tbody>{body}</tbody></table></div>'
+        "<p>What comes of it for everyone when the trained agents play together: mean ± standard error over the "
+        f'episodes above.</p><div class="wide"><table class="facts"><tbody>{body}</tbody></table></div>'
     )
 
 
@@ -230,8 +230,8 @@ def horizon(model: Mapping[str, Any], told: str = "its own actions") -> str:
         f'<div class="two"><figure class="panel">{svg}</figure><div>'
         f"<p>After {len(dreamed)} imagined steps the error is <b>{ratio:.2f}</b> of that of “nothing moves”: "
         f"{verdict}. Measured on {model['episodes']} held-out episodes of {html.escape(model['play'])}, the "
-        f"model being told {html.escape(told)}; the mean of several dreams is compared with what happened, in the units "
-        "that the networks see, summed over an observation’s entries.</p>" + _facts(model) + "</div></div>"
+        f"model being told {html.escape(told)}; the mean of several dreams is compared with what happened, in the "
+        "units that the networks see, summed over an observation’s entries.</p>" + _facts(model) + "</div></div>"
     )
 
 

@@ -31,8 +31,8 @@ def storyboard(scene: Mapping[str, Any], focal: int, agents: Sequence[str]) -> s
     )
     if view["dream"] is None:
         return (
-            f'<div class="storyboard"><p>{html.escape(scene["label"]).capitalize()}, as <b>{html.escape(agents[focal])}</b> '
-            f'saw it.</p><div class="frames">{figures}</div></div>'
+            f'<div class="storyboard"><p>{html.escape(scene["label"]).capitalize()}, as '
+            f'<b>{html.escape(agents[focal])}</b> saw it.</p><div class="frames">{figures}</div></div>'
         )
     how = {
         "plane": "filled: what happened; dashed outline: what was imagined; thin lines join the two",
@@ -104,7 +104,7 @@ def _boards(view: Mapping[str, Any], t: int) -> str:
                 shape = (
                     f'<circle cx="{mx:g}" cy="{my:g}" r="{r:g}"'
                     if kind == "agent"
-                    else f'<path class="coin" d="M{mx:g} {my - r:g}L{mx + r:g} {my:g}L{mx:g} {my + r:g}L{mx - r:g} {my:g}Z"'
+                    else f'<path class="coin" d="M{mx:g} {my - r:g}l{r:g} {r:g}l{-r:g} {r:g}l{-r:g} {-r:g}Z"'
                 )
                 drawn += f'{shape} style="fill:var(--a{agent});fill-opacity:{p:g}"/>'
         size = f"0 0 {view['width'] * cell} {view['height'] * cell}"
