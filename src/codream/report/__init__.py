@@ -16,9 +16,10 @@ from codream.report.lines import metrics_of, sides_of
 from codream.report.measures import measure_run, saved_measures
 from codream.report.panels import training_panels
 from codream.report.sections import standing_markdown
+from codream.report.watching import watch
 from codream.runs import Run
 
-__all__ = ["compare", "report"]
+__all__ = ["compare", "report", "watch"]
 
 
 def report(

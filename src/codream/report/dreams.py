@@ -18,11 +18,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from codream import matwm
 from codream.actor_critic import Actor, Critic
 from codream.agents import Agents
+from codream.envs import EnvSpec
 from codream.markov_quality import imagine_along
 from codream.model_quality import Recording, sequences_of
 from codream.world_model import Sequence, WorldModel
 
-__all__ = ["MOST_STEPS", "Dreamed", "Episode", "dreams_of", "typical_episodes"]
+__all__ = ["MOST_STEPS", "Dreamed", "Episode", "dreams_of", "played_only", "typical_episodes"]
 
 MOST_STEPS = 48  # of an episode that are drawn
 DREAMS = 8  # imagined from one start, so that one sees where the model is unsure
@@ -98,7 +99,7 @@ def dreams_of(
     dream, context = _dreamer(agents)
     start = min(context, max(longest // 3, 2)) - 1
     found = []
-    run = eqx.filter_jit(dream)
+    run = agents.compiled.setdefault("dream", eqx.filter_jit(dream))
     for k, ((label, _), (steps, actions), length) in enumerate(zip(chosen, one, lengths, strict=True)):
         s = jax.tree.map(lambda x, n=longest + 1: _stretch(x, n), sequences_of(steps, actions, n), is_leaf=eqx.is_array)
         keys = jax.random.split(jax.random.key(seed + k), samples)
@@ -112,6 +113,29 @@ def dreams_of(
                 action=np.asarray(s.action)[0, :length],
                 reward=np.asarray(s.reward).T[:length],
                 dreams=tuple(_dreamed(out, i, length) for i in range(n)),
+            )
+        )
+    return found
+
+
+def played_only(spec: EnvSpec, played: Recording, chosen: list[tuple[str, int]], most: int) -> list[Episode]:
+    """The chosen episodes of a recording, at most `most` steps of each, and no dreams of them."""
+    found = []
+    for label, episode in chosen:
+        steps, actions = jax.tree.map(lambda x, e=episode: np.asarray(x)[[e]], played)
+        length = _length(steps, most)
+        s = sequences_of(steps, actions, spec.num_agents)
+        nothing = np.zeros((length, spec.max_actions))
+        found.append(
+            Episode(
+                label=label,
+                start=length,
+                obs=np.swapaxes(np.asarray(s.obs)[:, : length + 1], 0, 1),
+                action=np.asarray(s.action)[0, :length],
+                reward=np.asarray(s.reward).T[:length],
+                dreams=tuple(
+                    Dreamed(i, None, None, nothing, None, nothing[:, 0], None, None) for i in range(spec.num_agents)
+                ),
             )
         )
     return found
@@ -133,10 +157,10 @@ def _dreamer(agents: Agents) -> tuple[Any, int]:
     return markov_dreams, LOOKED
 
 
-def _length(steps: list[Any]) -> int:
-    """Steps of the first episode, at most MOST_STEPS."""
+def _length(steps: list[Any], most: int = MOST_STEPS) -> int:
+    """Steps of the first episode, at most `most`."""
     last = [bool(step.last[0]) for step in steps]
-    return min(last.index(True) if True in last else len(steps) - 1, MOST_STEPS)
+    return min(last.index(True) if True in last else len(steps) - 1, most)
 
 
 def _stretch(x: Array, rows: int) -> Array:

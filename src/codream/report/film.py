@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from codream.report.charts import FAMILIES, PARTS
 from codream.report.storyboard import extent
 
-__all__ = ["FPS", "film", "frames_of", "write_film"]
+__all__ = ["FPS", "film", "framed", "frames_of", "write_film"]
 
 FPS = 4
 SIZE = 280  # of one picture, in pixels
@@ -85,6 +85,27 @@ def frames_of(
             _names(draw, HEAD + SIZE + 8, agents, total, colours, wide)
         pages.append(page)
     return pages
+
+
+def framed(
+    picture: np.ndarray,
+    title: str,
+    t: int,
+    agents: Sequence[str],
+    total: Any,
+    sides: Mapping[str, Sequence[int]],
+) -> Image.Image:
+    """An environment's own picture with a title above and the agents' rewards so far below."""
+    image = Image.fromarray(np.asarray(picture, np.uint8))
+    scale = min(2 * SIZE / image.width, 1.5 * SIZE / image.height)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    page = Image.new("RGB", (2 * SIZE + 3 * ROOM, HEAD + round(1.5 * SIZE) + ROOM + LEGEND), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((ROOM, 4), title, INK, _font(15))
+    draw.text((ROOM, 23), f"step {t}", SOFT, _font(12))
+    page.paste(image, ((page.width - image.width) // 2, HEAD))
+    _names(draw, page.height - LEGEND + 4, agents, total, _colours(sides), page.width)
+    return page
 
 
 def _colours(sides: Mapping[str, Sequence[int]]) -> dict[int, str]:
