@@ -204,7 +204,7 @@ def _grid(
             fill = _mixed(colours[agent], p)
             if kind == "agent":
                 draw.ellipse((mx - r, my - r, mx + r, my + r), fill=fill)
-                if agent == focal:
+                if agent == focal and p > 0.4:
                     q = r + 5 * FINER
                     draw.ellipse((mx - q, my - q, mx + q, my + q), outline=INK, width=FINER)
             else:

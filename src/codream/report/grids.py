@@ -40,7 +40,7 @@ class Grid:
 def grids(spec: EnvSpec) -> tuple[Grid, ...] | None:
     """The grid that every agent sees; None for environments whose layout is not known here."""
     if spec.name == "jaxmarl:coin_game" and spec.obs_shapes == ((36,), (36,)):
-        # Each sees the board from its own cell, itself first, then the other, its own coin, the other's coin.
+        # Each sees where it is itself, then the other, its own coin, the other's coin.
         return tuple(
             Grid(i, 3, 3, (Thing("agent", i), Thing("agent", 1 - i), Thing("coin", i), Thing("coin", 1 - i)))
             for i in range(2)

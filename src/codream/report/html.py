@@ -188,8 +188,8 @@ def _dream(measured: Mapping[str, Any], agents: list[str], told: str) -> str:
     )
     if scenes[0]["kind"] == "grid":
         intro += (
-            " Discs are agents, diamonds are coins in their owner’s colour. Every agent sees the board from its own "
-            "cell, so it is always in the middle; the paler a thing, the less sure the dream is that it is there."
+            " Discs are agents, diamonds are coins in their owner’s colour; the board’s edges join. The paler a thing, "
+            "the fewer of eight dreams have it there."
         )
     return (
         f'<p>{intro}</p>{_PLAYER}<div class="still">{still}</div>'

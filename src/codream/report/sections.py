@@ -199,9 +199,11 @@ def social(result: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, (list, tuple)):  # value and standard error
-        return " ± ".join(_shown(part) for part in value)
-    return "" if value is None else f"{value:.3g}" if isinstance(value, (int, float)) else html.escape(str(value))
+    """A mean, with its standard error where there is one."""
+    if not isinstance(value, (list, tuple)):
+        return f"{value:.2f}"
+    mean, error = value
+    return f"{mean:.2f}" + ("" if error is None else f"<small> ± {error:.2f}</small>")
 
 
 # ------------------------------------------------------------------------------------------ the world model

@@ -179,7 +179,7 @@
           const node = kind === "agent" ? make("circle", { cx: mx, cy: my, r, ...look }, svg)
             : make("path", { class: "coin", d: `M${mx} ${my - r}L${mx + r} ${my}L${mx} ${my + r}L${mx - r} ${my}Z`, ...look }, svg);
           make("title", {}, node, `${kind} of ${agents[agent]}: ${Math.round(sure[k] * 100)} %`);
-          if (kind === "agent" && agent === state.focal) make("circle", { class: "eye", cx: mx, cy: my, r: r + 6 }, svg);
+          if (kind === "agent" && agent === state.focal && sure[k] > 0.4) make("circle", { class: "eye", cx: mx, cy: my, r: r + 6 }, svg);
         });
       });
     }
@@ -252,7 +252,7 @@
       ? `It is still watching: from step ${start} on it only imagines.`
       : `${t - start} steps into its dream. ${{
           plane: "Dashed: imagined. Pale: seven other dreams of the same start. Dots: where the bodies really were.",
-          grid: "The paler a thing, the fewer of eight dreams have it there.",
+          grid: "Eight dreams of the same start over one another.",
           image: "One of eight dreams of the same start.", strip: "One of eight dreams of the same start." }[scene().kind]}`;
     ({ plane, grid, image: film, strip })[scene().kind](real, dream);
     mind();
