@@ -183,7 +183,8 @@ def _plane(
         r = scene["radii"]["agents"][i]
         if dreaming:
             disc(x, y, r, fill=PAPER, outline=colours[i], width=2 * FINER)
-            disc(*view["real"][t][i], 0, fill=colours[i])
+            u, v = view["real"][t][i]
+            disc(u, v, 0, fill=colours[i])
         else:
             disc(x, y, r, fill=colours[i])
         if i == focal and view["dream"] is not None:
