@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scenes import episode_of, run_folder
+from scenes import COINS, episode_of, run_folder, without_dreams
 from test_report import checked
 
 import codream
@@ -20,8 +20,6 @@ from codream.report.film import film
 from codream.report.grids import grids
 from codream.report.html import run_page
 from codream.report.panels import training_panels
-
-COINS = EnvSpec("jaxmarl:coin_game", ("agent_0", "agent_1"), ((36,), (36,)), (5, 5))
 
 
 def short(name: str, **changes: object) -> Config:
@@ -132,9 +130,7 @@ def test_a_board_is_what_the_agent_sees() -> None:
 
 @pytest.mark.parametrize("spec", [COINS, EnvSpec("own", ("a_0", "b_0"), ((3,), (60,)), (2, 3))], ids=lambda s: s.name)
 def test_episodes_without_dreams_can_be_drawn(spec: EnvSpec, tmp_path: Path) -> None:
-    episode = episode_of(spec)
-    bare = [dataclasses.replace(d, obs=None, reward=None, gap=None, still=None, others=None) for d in episode.dreams]
-    scene = scene_of(dataclasses.replace(episode, dreams=tuple(bare)), spec)
+    scene = scene_of(without_dreams(episode_of(spec)), spec)
     assert all(view["dream"] is None for view in scene["views"])
     assert film(scene, 0, spec.sides).startswith(b"GIF8")
     run = run_folder(tmp_path / "run")
