@@ -14,7 +14,7 @@ from rich.console import Console
 
 import codream
 from codream import Run, cli, matwm, preset
-from codream.accelerators import devices
+from codream.accelerators import _backend_versions, devices
 from codream.config import Config
 from codream.inspection import Inspection, inspect
 from codream.matwm import State
@@ -133,8 +133,15 @@ def test_devices_say_where_codream_computes() -> None:
     assert [d.platform for d in found.devices if d.used] == ["cpu"]
     assert "CPU" in found.message
     assert found.versions["jax"] == jax.__version__
-    memory = found.devices[0].memory
-    assert memory is None or memory > 2**28
+    device = found.devices[0]
+    assert device.memory is None or device.memory > 2**28
+    assert device.in_use is None or 2**24 < device.in_use < (device.memory or math.inf)
+
+
+def test_versions_of_a_backend() -> None:
+    assert _backend_versions("PJRT C API\ncuda 13000") == {"cuda": "13.0"}
+    assert _backend_versions("PJRT C API\ncuda 12080") == {"cuda": "12.8"}
+    assert _backend_versions("TFRT TPU v4") == {"backend": "TFRT TPU v4"}
 
 
 def test_a_gpu_that_jax_cannot_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

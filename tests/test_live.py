@@ -4,15 +4,22 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from helpers import arrays, assert_same, tiny_config
+from PIL import Image
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 
-from codream import ConfigError, cli, preset
+import codream
+from codream import ConfigError, Run, cli, preset
 from codream.envs import EnvSpec
 from codream.live import EVENTS, Live, live_table, publish
 from codream.progress import Bar
+from codream.report.peek import Peek
+from codream.trainer import _Loop
 
 SPEC = EnvSpec("tag", ("adversary_0", "adversary_1", "agent_0"), ((4,),) * 3, (5,) * 3)
 MEANS = {
@@ -23,6 +30,15 @@ MEANS = {
     "world_model/loss": 12.345,
     "world_model/team_accuracy": 0.5,
 }
+
+
+def picture() -> bytes:
+    out = io.BytesIO()
+    Image.new("P", (10, 20)).save(out, "GIF")
+    return out.getvalue()
+
+
+GIF = picture()
 
 
 def events(folder: Path) -> list:
@@ -43,7 +59,7 @@ def test_scalars_tables_and_pictures(tmp_path: Path) -> None:
     live = Live(tmp_path, preset("small"))
     live.scalars({"steps": 400, "world_model/loss": 3.5})
     live.close()
-    publish(tmp_path, 400, "| a |", b"GIF89a\x0a\x00\x14\x00rest")
+    publish(tmp_path, 400, "| a |", GIF)
     values = {value.tag: (event.step, value) for event in events(tmp_path) for value in event.summary.value}
     assert values["world_model/loss"][0] == 400
     assert values["world_model/loss"][1].simple_value == 3.5
@@ -87,7 +103,9 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     live = Live(tmp_path, preset("small"), wandb="offline")
     live.scalars({"steps": 400, "world_model/loss": 3.5})
+    live.pictures(400, "| a |", GIF)
     live.close()
+    assert list((tmp_path / "wandb").glob("offline-run-*/files/media/videos/*.gif"))
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
 
 
@@ -107,3 +125,42 @@ def test_metrics_of_a_run_say_how_many_episodes_ended(host_run, capsys: pytest.C
     assert {"world_model/loss", "episode/return/agent_0", "agent/agent_0/value"} <= scalars
     assert cli.main(["devices"]) == 0
     assert "codream computes on the CPU" in capsys.readouterr().out
+
+
+def test_looking_on_shows_pictures_and_changes_nothing(
+    host_run: Run, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was looked at as it trained equals one that was not, bit by bit."""
+    monkeypatch.setattr("codream.report.peek.SHARE", 1e9)
+    monkeypatch.setattr("codream.report.peek.EPISODES", 2)
+    config = tiny_config(total_steps=200, log_every=200)
+    run = codream.train(config, name="looked-at", root=runs, progress=False, peek=True)
+    shown = {value.tag: value for event in events(run.path) for value in event.summary.value}
+    assert b"chase" in shown["cross-play/text_summary"].tensor.string_val[0]
+    assert shown["real beside imagined"].image.encoded_image_string.startswith(b"GIF8")
+    assert_same(arrays(run, 200), arrays(host_run, 200))
+
+
+def test_looks_take_a_tenth_of_the_time_at_most() -> None:
+    peek = Peek("run", preset("small"), None, None)  # type: ignore[arg-type]
+    assert not peek.due(30.0)
+    assert peek.due(60.0)
+    peek.spent = peek._cost = 20.0
+    assert not peek.due(399.0)
+    assert peek.due(400.0)
+
+
+def test_a_look_that_fails_does_not_stop_training(host_run: Run) -> None:
+    class Broken:
+        def due(self, elapsed: float) -> bool:
+            return elapsed >= 0
+
+        def look(self, state: Any, steps: int) -> None:
+            raise OSError("nothing to see")
+
+    said: list[str] = []
+    bar = SimpleNamespace(note=lambda _: None, update=lambda _: None, say=said.append)
+    loop = _Loop(host_run, None, host_run.config, bar, None, Broken())  # type: ignore[arg-type]
+    loop._look(SimpleNamespace(state=None))  # type: ignore[arg-type]
+    assert said == ["no more looks at this run while it trains: OSError: nothing to see"]
+    assert loop.peek is None

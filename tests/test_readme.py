@@ -60,6 +60,7 @@ def test_commands(args: list[str], host_run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cli, "load", lambda run: run)
     monkeypatch.setattr(cli, "report", lambda *_, **rest: codream.report(host_run, quick=True))
     monkeypatch.setattr(cli, "compare", lambda runs, **rest: rest["out"])
+    monkeypatch.setattr(cli, "watch", lambda run, **rest: rest["out"])
     monkeypatch.setattr(Run, "open", staticmethod(lambda *_: host_run))
     with monkeypatch.context() as patch:
         patch.chdir(runs_folder(host_run))
@@ -91,6 +92,7 @@ def test_commands_cover_what_the_readme_promises() -> None:
         "--replay.uniform",
         "report ",
         "compare ",
+        "watch ",
         "inspect ",
         "devices",
         "no-teammates",

@@ -7,7 +7,7 @@ from codream.config import Config, ConfigError, preset
 from codream.envs import EnvironmentFailure, EnvSpec, TimeStep, UnknownEnvironment, available_envs, make_env
 from codream.evaluation import CrossPlay, evaluate
 from codream.inspection import Inspection, inspect
-from codream.report import compare, report
+from codream.report import compare, report, watch
 from codream.runs import Run, RunError
 from codream.trainer import TrainingDiverged, train
 
@@ -36,4 +36,5 @@ __all__ = [
     "preset",
     "report",
     "train",
+    "watch",
 ]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
+import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -67,7 +70,7 @@ def devices() -> Devices:
                     kind=device() if d.platform == "cpu" else d.device_kind,
                     used=d == default,
                     memory=stats.get("bytes_limit", _ram() if d.platform == "cpu" else None),
-                    in_use=stats.get("bytes_in_use"),
+                    in_use=stats.get("bytes_in_use", _own_memory() if d.platform == "cpu" else None),
                 )
             )
     nvidia = _nvidia()
@@ -75,9 +78,18 @@ def devices() -> Devices:
     versions = {"python": platform.python_version(), "jax": known["jax"], "jaxlib": known["jaxlib"]}
     if nvidia:
         versions["driver"] = nvidia[0][1]
-    if default.platform not in ("cpu",):
-        versions["backend"] = str(default.client.platform_version).splitlines()[0]
+    if default.platform != "cpu":
+        versions |= _backend_versions(str(default.client.platform_version))
     return Devices(tuple(found), versions, _message(default.platform, nvidia))
+
+
+def _backend_versions(text: str) -> dict[str, str]:
+    """From what a backend says of itself, e.g. "PJRT C API\\ncuda 13000": CUDA counts 1000 × major + 10 × minor."""
+    found = re.search(r"\bcuda (\d+)", text)
+    if found is None:
+        return {"backend": " ".join(text.split())}
+    number = int(found[1])
+    return {"cuda": f"{number // 1000}.{number % 1000 // 10}"}
 
 
 def _message(used: str, nvidia: list[tuple[str, str]]) -> str:
@@ -110,11 +122,18 @@ def _stats(d: Any) -> dict[str, int]:
 
 def _ram() -> int | None:
     """The machine's memory."""
-    import os
-
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
+        return None
+
+
+def _own_memory() -> int | None:
+    """What this process holds of the machine's memory; None where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
         return None
 
 

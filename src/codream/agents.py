@@ -72,6 +72,7 @@ class Agents:
         self._seed = 0
         self._episode: Player | None = None
         self._rng = np.random.default_rng(0)
+        self.compiled: dict[str, Any] = {}  # functions of others that depend on these agents
         self._act = {
             greedy: eqx.filter_jit(
                 lambda state, memory, here, key, greedy=greedy: algorithm(config).act(

@@ -1,4 +1,4 @@
-"""The command line: `codream train`, `evaluate`, `report`, `compare`, `inspect`, `devices`.
+"""The command line: `codream train`, `evaluate`, `report`, `compare`, `watch`, `inspect`, `devices`.
 
 Every field of `Config` is an option.
 """
@@ -27,7 +27,7 @@ from codream.envs import EnvironmentFailure, UnknownEnvironment
 from codream.evaluation import CrossPlay, evaluate
 from codream.inspection import inspect
 from codream.live import WandbMode
-from codream.report import compare, report
+from codream.report import compare, report, watch
 from codream.runs import Run, RunError
 from codream.trainer import TrainingDiverged, train
 
@@ -58,6 +58,8 @@ class Train:
     """Episodes of every pairing in the table at the end; 0 for no table, and a report without playing."""
     wandb: WandbMode = "off"
     """Also log to Weights & Biases."""
+    peek: bool = True
+    """Now and then, in at most a tenth of the time, play a little: cross-play so far and a dream in TensorBoard."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +115,32 @@ class Compare:
 
 
 @dataclasses.dataclass(frozen=True)
+class Watch:
+    """Evaluation episodes as a GIF or MP4, beside what one agent imagined."""
+
+    run: tyro.conf.Positional[str]
+    """The run, by its folder or its name."""
+    out: Path | None = None
+    """File to write, .gif or .mp4. Unset: watch.gif in the run's folder."""
+    episodes: int = 3
+    """Episodes."""
+    dream: bool = True
+    """Beside each episode, what an agent imagined from its start on."""
+    agent: str | None = None
+    """Whose dream. Unset: the first agent's."""
+    greedy: bool = False
+    """Take the most probable action instead of a sampled one."""
+    seed: int = 0
+    """Which episodes."""
+    fps: float = 4.0
+    """Steps per second."""
+    checkpoint: int | None = None
+    """Of the checkpoint at this step instead of the latest."""
+    root: str = "runs"
+    """Folder of all runs."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Inspect:
     """Take a configuration or a run apart: shapes, modules, parameters, operations, memory."""
 
@@ -130,7 +158,7 @@ class Devices:
     """List every accelerator, which one computes, its memory, and the versions of JAX and driver."""
 
 
-_Command = Train | Evaluate | Report | Compare | Inspect | Devices
+_Command = Train | Evaluate | Report | Compare | Watch | Inspect | Devices
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -170,6 +198,7 @@ def _parse(args: list[str]) -> _Command:
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[Watch, tyro.conf.subcommand("watch")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect", default=Inspect(base))]
         | Annotated[Devices, tyro.conf.subcommand("devices")]
     )
@@ -196,6 +225,7 @@ def _train(command: Train) -> None:
         checkpoint=command.checkpoint,
         root=command.root,
         wandb=command.wandb,
+        peek=command.peek,
     )
     if command.episodes:
         result = evaluate(load(run), episodes=command.episodes)
@@ -244,6 +274,11 @@ def _compare(command: Compare) -> None:
     print(f"Written to {compare(command.runs, **options)}")
 
 
+def _watch(command: Watch) -> None:
+    options = {field.name: getattr(command, field.name) for field in dataclasses.fields(command) if field.name != "run"}
+    print(f"Written to {watch(command.run, **options)}")
+
+
 def _inspect(command: Inspect) -> None:
     config = command.config
     if command.env_kwargs is not None:
@@ -261,6 +296,7 @@ _DO: dict[type, Any] = {
     Evaluate: _evaluate,
     Report: _report,
     Compare: _compare,
+    Watch: _watch,
     Inspect: _inspect,
     Devices: _devices,
 }

@@ -130,7 +130,7 @@ class CrossPlay:
         return table
 
     def _list(self) -> Table:
-        table = Table()
+        table = Table(min_width=76)  # so that the caption has room
         for side in self.members:
             table.add_column(escape(side))
         for side in self.members:

@@ -22,8 +22,9 @@ from rich.text import Text
 
 from codream import matwm
 from codream.config import Config, preset
-from codream.envs import EnvSpec, HostEnv, TimeStep
+from codream.envs import EnvSpec, HostEnv
 from codream.flops import count_flops
+from codream.parts import Apart, Work, dims, empty_step, first_agent, wm_rnd_apart
 from codream.representation import Change
 from codream.runs import Run, build_env
 
@@ -114,22 +115,35 @@ def inspect(
     if isinstance(made, HostEnv):
         made.close()
     config = config.resolve(spec)
-    key = jax.random.key(0)
-    state = eqx.filter_eval_shape(lambda k: matwm.init(k, spec, config), key)
-    one = eqx.filter_eval_shape(lambda s: jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, s), state.agents)
-    model = state.world_model
-    gains = (*_GAINS, _CHANGE_GAIN) if isinstance(model.representation, Change) else _GAINS
-    parts = {"world_model": model, "actor": one.actor, "critic": one.critic}
-    layers = tuple(layer for path, part in parts.items() for layer in _layers(part, path, gains))
+    taken = wm_rnd_apart(spec, config) if config.algo == "wm_rnd" else _matwm_apart(spec, config)
+    gains = _GAINS[config.algo]
+    if isinstance(getattr(taken.model, "representation", None), Change):
+        gains = (*gains, _CHANGE_GAIN)
+    modules = ({} if taken.model is None else {"world_model": taken.model}) | taken.agent
     return Inspection(
         config=config,
         spec=spec,
-        shapes=tuple(_dry_run(state, one, config)),
-        layers=layers,
-        parameters=_parameters(state, one, spec),
-        flops=_flops(state, config),
-        memory=_memory(state),
+        shapes=tuple(taken.shapes),
+        layers=tuple(layer for path, part in modules.items() for layer in _layers(part, path, gains)),
+        parameters=_parameters(taken, spec),
+        flops={name: (count_flops(f, *args), _compiler_flops(f, *args)) for name, (f, args) in taken.work.items()},
+        memory=_memory(taken.held),
     )
+
+
+def _matwm_apart(spec: EnvSpec, config: Config) -> Apart:
+    state = eqx.filter_eval_shape(lambda k: matwm.init(k, spec, config), jax.random.key(0))
+    agents, one = state.agents, first_agent(state.agents)
+    held = {
+        "parameters": (state.world_model, agents.actor, agents.critic),
+        "averaged critics": agents.slow_critic,
+        "optimisers": (state.optimiser, agents.optimiser),
+        "replay": state.replay,
+        "earlier policies": state.past,
+        "curiosity (networks and optimiser)": state.curiosity,
+    }
+    parts = {"actor": one.actor, "critic": one.critic}
+    return Apart(state.world_model, parts, _dry_run(state, one, config), _matwm_work(state, config), held)
 
 
 # ------------------------------------------------------------------------------------------ parts
@@ -143,28 +157,28 @@ def _dry_run(state: Any, one: Any, config: Config) -> Iterator[tuple[str, str, s
     focal = jax.ShapeDtypeStruct((), jnp.int32)
     shape = eqx.filter_eval_shape
     z, _ = shape(code.posterior, obs, key)
-    yield f"encoder ({type(code).__name__.lower()})", f"o {_dims(obs)}", f"z {_dims(z)}"
-    yield "decoder", f"z {_dims(z)}", f"ô {_dims(shape(code.decode, z))}"
+    yield f"encoder ({type(code).__name__.lower()})", f"o {dims(obs)}", f"z {dims(z)}"
+    yield "decoder", f"z {dims(z)}", f"ô {dims(shape(code.decode, z))}"
     e = shape(model.mix, z, focal, focal)
-    yield "action mixer", f"z {_dims(z)}, ã one-hot ({model.action_size},)", f"e {_dims(e)}"
+    yield "action mixer", f"z {dims(z)}, ã one-hot ({model.action_size},)", f"e {dims(e)}"
     hidden = shape(lambda: model.empty(config.world_model.length))
     s, hidden = shape(model.features, z, focal, hidden)
     after = shape(model.act, z, focal, focal, hidden)
-    yield "transformer, one step", f"e {_dims(e)}", f"h {_dims(after.h)}"
+    yield "transformer, one step", f"e {dims(e)}", f"h {dims(after.h)}"
     prior = shape(code.prior, after.h, z)
-    yield "dynamics", f"h {_dims(after.h)}", f"p(z′) {_dims(prior)}"
+    yield "dynamics", f"h {dims(after.h)}", f"p(z′) {dims(prior)}"
     reward, cont = shape(model.outcome, after.h, z)
-    sees = f"h {_dims(after.h)}" + (", z′" if config.world_model.outcome_sees_next else "")
-    yield "reward", sees, f"two-hot logits {_dims(reward)}"
-    yield "continue", sees, f"logit {_dims(cont)}"
+    sees = f"h {dims(after.h)}" + (", z′" if config.world_model.outcome_sees_next else "")
+    yield "reward", sees, f"two-hot logits {dims(reward)}"
+    yield "continue", sees, f"logit {dims(cont)}"
     if model.mask is not None:
-        yield "mask", f"z {_dims(z)}", f"logits {_dims(shape(model.mask, z))}"
+        yield "mask", f"z {dims(z)}", f"logits {dims(shape(model.mask, z))}"
     if model.team is not None:
         team, _ = shape(model.team.step, z, focal, hidden.team)
-        yield "teammate predictor", f"z {_dims(z)}, who {(spec.num_agents,)}", f"p̂ {_dims(team)}"
+        yield "teammate predictor", f"z {dims(z)}, who {(spec.num_agents,)}", f"p̂ {dims(team)}"
     allowed = jax.ShapeDtypeStruct((spec.max_actions,), bool)
-    yield "actor (each agent)", f"s {_dims(s)}", f"ln π {_dims(shape(one.actor, s, allowed))}"
-    yield "critic (each agent)", f"s {_dims(s)}", f"two-hot logits {_dims(shape(one.critic, s))}"
+    yield "actor (each agent)", f"s {dims(s)}", f"ln π {dims(shape(one.actor, s, allowed))}"
+    yield "critic (each agent)", f"s {dims(s)}", f"two-hot logits {dims(shape(one.critic, s))}"
 
 
 def _layers(module: Any, path: str, gains: _Gains) -> Iterator[Layer]:
@@ -179,7 +193,7 @@ def _layers(module: Any, path: str, gains: _Gains) -> Iterator[Layer]:
                 below.append((name, item))
             elif _is_array(item):
                 own.append(item)
-    yield Layer(path, type(module).__name__, ", ".join(map(_dims, own)), _size(module), _start(module, path, gains))
+    yield Layer(path, type(module).__name__, ", ".join(map(dims, own)), _size(module), _start(module, path, gains))
     for name, item in below:
         yield from _layers(item, f"{path}.{name}", gains)
 
@@ -197,37 +211,46 @@ def _start(module: Any, path: str, gains: _Gains) -> str:
 _Gains = tuple[tuple[str, str], ...]
 
 # By the end of a layer's path; any other has gain 1 (LeCun's).
-_GAINS: _Gains = (
-    (r"world_model\.(reward|cont)\.out$", "0"),  # rewards of exactly 0 are predicted at first
-    (r"critic\.net\.out$", "0"),
-    (r"actor\.net\.out$", "0.01"),  # near-uniform policies
-    (r"world_model\.team\.out$", "0.1"),
-    (r"blocks\[\d+\]\.(out|down)$", "0.5 / blocks"),  # the residual stream keeps its size
-)
+_BLOCKS = (r"blocks\[\d+\]\.(out|down)$", "0.5 / blocks")  # the residual stream keeps its size
+_GAINS: dict[str, _Gains] = {
+    "matwm": (
+        (r"world_model\.(reward|cont)\.out$", "0"),  # rewards of exactly 0 are predicted at first
+        (r"critic\.net\.out$", "0"),
+        (r"actor\.net\.out$", "0.01"),  # near-uniform policies
+        (r"world_model\.team\.out$", "0.1"),
+        _BLOCKS,
+    ),
+    "wm_rnd": (
+        (r"world_model\.(reward|cont)\.out$", "0"),
+        (r"^actor\.out$", "0.0001"),
+        (r"world_model\.team\.out$", "0.1"),
+        _BLOCKS,
+    ),
+}
 _CHANGE_GAIN = (r"representation\.dynamics\.out$", "0.1")  # small changes at first
 
 
-def _parameters(state: Any, one: Any, spec: EnvSpec) -> dict[str, int]:
-    model = state.world_model
-    found = {"world model": _size(model)}
-    for field in dataclasses.fields(model):
-        value = getattr(model, field.name)
-        if isinstance(value, eqx.Module):
-            found[f"  {field.name}"] = _size(value)
+def _parameters(taken: Apart, spec: EnvSpec) -> dict[str, int]:
+    found = {}
+    if taken.model is not None:
+        found["world model"] = _size(taken.model)
+        for field in dataclasses.fields(taken.model):
+            value = getattr(taken.model, field.name)
+            if isinstance(value, eqx.Module):
+                found[f"  {field.name}"] = _size(value)
     for agent in spec.agents:
-        found[f"agent {agent} (actor {_size(one.actor):,} + critic {_size(one.critic):,})"] = _size(
-            (one.actor, one.critic)
-        )
-    found["total"] = found["world model"] + _size((state.agents.actor, state.agents.critic))
+        listed = " + ".join(f"{name.rpartition('.')[2]} {_size(part):,}" for name, part in taken.agent.items())
+        found[f"agent {agent} ({listed})"] = _size(tuple(taken.agent.values()))
+    found["total"] = _size(taken.held["parameters"])
     return found
 
 
-def _flops(state: Any, config: Config) -> dict[str, tuple[int, float]]:
+def _matwm_work(state: Any, config: Config) -> Work:
     model, key = state.world_model, jax.random.key(0)
     spec = model.spec
     starts, horizon = config.agents.starts, config.agents.horizon
     memory = eqx.filter_eval_shape(lambda s: matwm.init_memory(s, config.num_envs, config), state)
-    work = {
+    return {
         "world-model update": (lambda s: matwm.train_world_model(s, key, config), (state,)),
         f"imagination ({spec.num_agents} agents × {starts} starts × {horizon} steps)": (
             lambda s: matwm.imagine_for_agents(s, key, config),
@@ -236,28 +259,9 @@ def _flops(state: Any, config: Config) -> dict[str, tuple[int, float]]:
         "update of all agents (with its imagination)": (lambda s: matwm.train_agents(s, key, config), (state,)),
         f"acting, {config.num_envs} copies": (
             lambda s, m, here: matwm.act(s, m, here, key, config)[0],
-            (state, memory, _here(spec, config.num_envs)),
+            (state, memory, empty_step(spec, config.num_envs)),
         ),
     }
-    return {name: (count_flops(f, *args), _compiler_flops(f, *args)) for name, (f, args) in work.items()}
-
-
-def _here(spec: EnvSpec, copies: int) -> TimeStep:
-    """A time step of all copies, as shapes."""
-    places = (copies, spec.num_agents)
-
-    def empty() -> TimeStep:
-        return TimeStep(
-            obs=jnp.zeros((*places, *spec.obs_shape), spec.obs_dtype),
-            mask=jnp.zeros((*places, spec.max_actions), bool),
-            reward=jnp.zeros(places),
-            terminal=jnp.zeros(places, bool),
-            acting=jnp.zeros(places, bool),
-            first=jnp.zeros(places[:1], bool),
-            last=jnp.zeros(places[:1], bool),
-        )
-
-    return eqx.filter_eval_shape(empty)
 
 
 def _compiler_flops(function: Any, *args: Any) -> float:
@@ -269,16 +273,8 @@ def _compiler_flops(function: Any, *args: Any) -> float:
     return float(cost["flops"]) if cost and "flops" in cost else math.nan
 
 
-def _memory(state: Any) -> dict[str, int]:
-    agents = state.agents
-    found = {
-        "parameters": _nbytes((state.world_model, agents.actor, agents.critic)),
-        "averaged critics": _nbytes(agents.slow_critic),
-        "optimisers": _nbytes((state.optimiser, agents.optimiser)),
-        "replay": _nbytes(state.replay),
-    }
-    if state.past is not None:
-        found["earlier policies"] = _nbytes(state.past)
+def _memory(held: dict[str, Any]) -> dict[str, int]:
+    found = {name: _nbytes(tree) for name, tree in held.items() if tree is not None}
     found["total"] = sum(found.values())
     return found
 
@@ -300,10 +296,6 @@ def _size(tree: Any) -> int:
 
 def _nbytes(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in _arrays(tree))
-
-
-def _dims(x: Any) -> str:
-    return "(" + ", ".join(str(n) for n in x.shape) + ("," if len(x.shape) == 1 else "") + ")"
 
 
 def _tree(path: str) -> str:

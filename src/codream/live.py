@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import io
 import json
 import math
 import time
@@ -37,6 +38,7 @@ class Live:
         # What a resumed run will write again is dropped from the curves.
         self._events = _writer(folder, purge=begun + 1 if begun else None)
         self._wandb = _start_wandb(folder, config, wandb) if wandb != "off" else None
+        self._folder = folder
 
     @staticmethod
     def check(wandb: str) -> None:
@@ -54,6 +56,17 @@ class Live:
                 self._events.add_scalar(name, value, steps)
         if self._wandb is not None:
             self._wandb.log(dict(line), step=steps)
+
+    def pictures(self, steps: int, table: str, gif: bytes) -> None:
+        """A cross-play table (Markdown) and an episode beside its dream (an animated GIF)."""
+        publish(self._folder, steps, table, gif)
+        if self._wandb is not None:
+            import wandb
+
+            video = wandb.Video(io.BytesIO(gif), format="gif")
+            self._wandb.log(
+                {"real beside imagined": video, "cross-play": wandb.Html(f"<pre>{table}</pre>")}, step=steps
+            )
 
     def close(self) -> None:
         """Write out what is still held back."""

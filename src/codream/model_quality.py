@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from codream import markov_quality, matwm
 from codream.agents import Agents
 from codream.envs import EnvSpec, HostEnv, TimeStep
 from codream.evaluation import as_host
@@ -40,7 +41,8 @@ class ModelQuality:
     still: float
     """Error of "nothing moves" after one step."""
     by_horizon: tuple[float, ...]
-    """Error after 1, 2, … open-loop steps (mean over sampled rollouts, real actions of the focal agent)."""
+    """Error after 1, 2, … open-loop steps: mean over sampled rollouts, told the real actions of the focal agent (and of
+    the others where the model asks for everyone's)."""
     still_by_horizon: tuple[float, ...]
     reward_ratio: float
     """Predicted over real reward, summed over the steps with a large reward (a catch)."""
@@ -188,9 +190,10 @@ def measure(
     `large_reward`: a step counts as having a reward if its absolute value is above this (5 for a catch in
     `simple_tag`, where leaving the arena costs little by little). The open-loop error starts after the context that
     imagination gets, and is NaN where no episode is long enough. `played`: episodes recorded before, instead of
-    new ones.
+    new ones. Raises ValueError for agents without a world model.
     """
-    model, spec, context = agents.state.world_model, agents.spec, agents.config.agents.context
+    spec = agents.spec
+    model, context, one_step, open_loop = _functions(agents)
     if played is None:
         env = as_host(agents.make_env(episodes), episodes)
         played = record(env, player, episodes, seed)
@@ -202,7 +205,7 @@ def measure(
     keys = jax.random.split(key, len(s.obs))
     # In slices, so that image models need no more memory than a training batch.
     slices = [slice(i, i + 64) for i in range(0, len(s.obs), 64)]
-    one = eqx.filter_jit(jax.vmap(_one_step, in_axes=(None, 0, 0)))
+    one = eqx.filter_jit(jax.vmap(one_step, in_axes=(None, 0, 0)))
     parts = [jax.device_get(one(model, jax.tree.map(lambda x, i=i: x[i], s), keys[i])) for i in slices]
     got = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     acts = got["acts"]
@@ -223,13 +226,13 @@ def measure(
     whole = acts[:, : context - 1 + horizon].all(axis=1) & (acts.shape[1] >= context - 1 + horizon)
     if whole.any():
         rows = np.flatnonzero(whole)
-        loop = eqx.filter_jit(jax.vmap(lambda m, s, k: _open_loop(m, s, horizon, samples, context, k), (None, 0, 0)))
+        loop = eqx.filter_jit(jax.vmap(lambda m, s, k: open_loop(m, s, horizon, samples, context, k), (None, 0, 0)))
         chunks = [rows[i : i + 64] for i in range(0, len(rows), 64)]
         errors = [jax.device_get(loop(model, jax.tree.map(lambda x, c=c: x[c], s), keys[c])) for c in chunks]
         by_horizon, still_by_horizon = (
             tuple(float(x) for x in np.concatenate([e[k] for e in errors]).mean(axis=0)) for k in range(2)
         )
-    seen = None if model.team is None else _foresight(got["team"], s, spec)
+    seen = _foresight(got["team"], s, spec) if "team" in got else None
     accuracy, base_rate = _overall(seen, s)
     return ModelQuality(
         play=play,
@@ -245,6 +248,17 @@ def measure(
         base_rate=base_rate,
         foresight=seen,
     )
+
+
+def _functions(agents: Agents) -> tuple[Any, int, Any, Any]:
+    """The world model, the steps of context that it gets, and what measures it after one and after many steps."""
+    state = agents.state
+    if isinstance(state, matwm.State):
+        return state.world_model, agents.config.agents.context, _one_step, _open_loop
+    if state.world_model is None:
+        raise ValueError(f"{agents.name} has no world model (projection.coef is 0), so there is none to measure")
+    scale = state.rewards.scale
+    return state.world_model, 1, lambda m, s, key: markov_quality.one_step(m, s, scale, key), markov_quality.open_loop
 
 
 def _foresight(log_probs: Any, s: Sequence, spec: EnvSpec) -> Foresight:

@@ -115,7 +115,10 @@ class Run:
     @property
     def about(self) -> dict[str, Any]:
         """Versions, device and environment, from run.json."""
-        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        try:
+            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as err:
+            raise RunError(f"{self.path / 'run.json'} cannot be read: {err}") from err
 
     def metrics(self) -> list[dict[str, float]]:
         """All lines of metrics.jsonl. A last line that was cut off in writing is left out."""

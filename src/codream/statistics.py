@@ -1,7 +1,8 @@
 """Several seeds as one number: interquartile means and bootstrap intervals.
 
-As recommended by Agarwal et al. 2021 (arXiv:2108.13264) and computed by their library `rliable`, which does not import
-beside current pandas (it needs arch < 8, whose decorators pandas 3 broke).
+As recommended by Agarwal et al. 2021 (arXiv:2108.13264) and computed by their library `rliable`. That one needs
+arch < 8, whose decorators pandas 3 broke, so it would hold everybody to pandas 2; and it brings seaborn and
+statsmodels. A test compares both where it is installed (`pip install "codream[rliable]"`).
 """
 
 from __future__ import annotations

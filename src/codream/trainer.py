@@ -18,6 +18,7 @@ from codream.live import Live, WandbMode, live_table
 from codream.metrics import Metrics, add_metrics
 from codream.progress import Bar
 from codream.report import report
+from codream.report.peek import Peek
 from codream.runs import Run, RunError, build_env
 from codream.training import GraphDriver, HostDriver, Runner, driver_for
 
@@ -56,6 +57,7 @@ def train(
     root: str | Path = "runs",
     progress: bool = True,
     wandb: WandbMode = "off",
+    peek: bool = False,
 ) -> Run:
     """Train in a new folder `root/name`, or go on with the run `resume`. Returns the run.
 
@@ -63,8 +65,9 @@ def train(
     may differ from it. `env`: an environment as an object (see `make_env`), instead of the one that
     `config.env` names. `name`: made from environment, preset and seed if not given. `checkpoint`: resume
     from the checkpoint at this step instead of the latest; later ones are set aside. `wandb`: `offline` or
-    `online` also logs to Weights & Biases. At the end the run's report is drawn, of what training logged;
-    `codream.report(run)` adds what only playing can show.
+    `online` also logs to Weights & Biases. `peek`: now and then, in at most a tenth of the time, play a little and
+    show the cross-play so far and an episode beside its dream in TensorBoard; what is learned is the same. At the
+    end the run's report is drawn, of what training logged; `codream.report(run)` adds what only playing can show.
 
     Training ends when `config.total_steps` environment steps (over all copies) are done and every copy of a
     host environment has finished its episode. A resumed run then equals, number by number on the CPU, one
@@ -94,7 +97,8 @@ def train(
         live = Live(run.path, config, begun=begun, wandb=wandb)
         try:
             with Bar("train", config.total_steps, start=begun, show=progress) as bar:
-                _Loop(run, driver, config, bar, live).go(runner)
+                looks = Peek(str(run.path), config, live, lambda n: build_env(config, n, env)) if peek else None
+                _Loop(run, driver, config, bar, live, looks).go(runner)
         finally:
             live.close()
     finally:
@@ -189,8 +193,10 @@ _add = jax.jit(add_metrics)
 class _Loop:
     """Advances the driver; logs, checkpoints and explains failures."""
 
-    def __init__(self, run: Run, driver: HostDriver | GraphDriver, config: Config, bar: Bar, live: Live):
-        self.run, self.driver, self.config, self.bar, self.live = run, driver, config, bar, live
+    def __init__(
+        self, run: Run, driver: HostDriver | GraphDriver, config: Config, bar: Bar, live: Live, peek: Peek | None = None
+    ):
+        self.run, self.driver, self.config, self.bar, self.live, self.peek = run, driver, config, bar, live, peek
         self.steps = 0  # done
         self.logged = 0  # steps at the last line of metrics
         self.saved = 0  # steps at the last checkpoint
@@ -227,6 +233,7 @@ class _Loop:
             done = self.steps >= self.config.total_steps
             if self._passed(self.config.log_every, self.logged):
                 self._log()
+                self._look(runner)
             if done or self._passed(self.config.checkpoint_every, self.saved):
                 waited += 1
                 whole = self.driver.whole(runner)
@@ -238,6 +245,20 @@ class _Loop:
                         self.bar.update(self.steps, last=True)
                         return
             self.bar.update(self.steps)
+
+    def _look(self, runner: Runner) -> None:
+        """Show how it plays so far; what goes wrong with that must not stop training."""
+        if self.peek is None or not self.peek.due(time.monotonic() - self.began):
+            return
+        began = time.monotonic()
+        try:
+            self.bar.note("playing, for TensorBoard")
+            self.bar.update(self.steps)
+            self.peek.look(runner.state, self.steps)
+        except Exception as err:
+            self.bar.say(f"no more looks at this run while it trains: {type(err).__name__}: {err}")
+            self.peek = None
+        self.line_began += time.monotonic() - began  # it says how fast training is
 
     def _passed(self, every: int, since: int) -> bool:
         return self.steps // every > since // every

@@ -24,7 +24,7 @@ from codream.ppo import Batch, Learner, gae, init_learners, observed, ppo_loss, 
 from codream.projection import imagined_return, model_without_gradient, symmetry_ratio
 from codream.rollout import Rollout, flat
 
-__all__ = ["Memory", "State", "act", "init", "init_memory", "observe", "update"]
+__all__ = ["Memory", "State", "act", "init", "init_memory", "learn", "observe", "update"]
 
 
 class State(eqx.Module):
@@ -132,7 +132,7 @@ def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metr
 
     @jax.jit  # so that it is traced once, for the shapes and for the branch
     def learned(params: Any, key: PRNGKeyArray) -> tuple[Any, dict[str, Array]]:
-        state, values = _learn(eqx.combine(params, static), key, config)
+        state, values = learn(eqx.combine(params, static), key, config)
         return eqx.filter(state, eqx.is_array), values
 
     zeros = zeros_like_result(learned, params, key)[1]
@@ -144,7 +144,7 @@ def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metr
 # ------------------------------------------------------------------------------------------ learning
 
 
-def _learn(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
+def learn(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
     """World model, agents and curiosity learn from a full rollout, which is then emptied. Metrics by name."""
     model_key, agents_key, curiosity_key = jax.random.split(key, 3)
     state = _scaled(state, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -21,6 +22,9 @@ TAG = EnvSpec(
     ((16,), (16,), (16,), (14,)),
     (5,) * 4,
 )
+
+
+COINS = EnvSpec("jaxmarl:coin_game", ("agent_0", "agent_1"), ((36,), (36,)), (5, 5))
 
 
 def lines(agents: tuple[str, ...], count: int = 60) -> list[dict[str, float]]:
@@ -91,6 +95,12 @@ def episode_of(spec: EnvSpec, steps: int = 12, start: int = 4, dreams: int = 3) 
         )
     actions = rng.integers(0, spec.max_actions, (steps, spec.num_agents))
     return Episode("a median episode", start, obs, actions, np.zeros((steps, spec.num_agents)), tuple(made))
+
+
+def without_dreams(episode: Episode) -> Episode:
+    """The same as a run without a world model has it."""
+    bare = [dataclasses.replace(d, obs=None, reward=None, gap=None, still=None, others=None) for d in episode.dreams]
+    return dataclasses.replace(episode, dreams=tuple(bare))
 
 
 def measured(spec: EnvSpec = TAG, **changes: Any) -> dict[str, Any]:

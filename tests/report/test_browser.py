@@ -6,10 +6,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from scenes import measured, run_folder, with_measures
+from scenes import COINS, episode_of, measured, run_folder, with_measures, without_dreams
+from test_report import alone
 
 import codream
+from codream.report.animation import scene_of
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -97,3 +100,39 @@ def test_a_plain_picture_without_scripts(page: Path, tmp_path: Path) -> None:
     browse(bare, tmp_path / "profile", "--window-size=1200,900", f"--screenshot={shot}")
     assert shot.stat().st_size > 10_000
     assert text.count('<svg class="arena" viewBox="0 0 130 130"') >= 10
+
+
+BOARD = """<script>
+window.addEventListener("error", (event) => { (window.failed = window.failed || []).push(event.message); });
+window.addEventListener("load", () => {
+  const $ = (name) => document.querySelector(`[data-part="${name}"]`), seen = {};
+  $("slider").value = 0; $("slider").dispatchEvent(new Event("input"));
+  seen.real = [$("real").querySelectorAll("circle:not(.eye)").length, $("real").querySelectorAll(".coin").length];
+  seen.dream = $("dreamed").hidden;
+  seen.title = $("bars-title").textContent;
+  seen.errors = window.failed || [];
+  document.title = "FOUND" + JSON.stringify(seen) + "END";
+});
+</script>"""
+
+
+@pytest.mark.parametrize("dreams", [True, False])
+def test_boards_and_runs_without_dreams(tmp_path: Path, dreams: bool) -> None:
+    found = alone(COINS)
+    if not dreams:
+        found["model"] = None
+        found["scenes"] = [scene_of(without_dreams(episode_of(COINS)), COINS)]
+    run = run_folder(tmp_path / "run")
+    about = json.loads((run.path / "run.json").read_text())
+    about["environment"] |= {"name": COINS.name, "agents": list(COINS.agents)}
+    (run.path / "run.json").write_text(json.dumps(about))
+    page = codream.report(with_measures(run, found), quick=True)
+    page.write_text(page.read_text().replace("<body>", f"<body>{BOARD}"))
+    done = browse(page, tmp_path / "profile", "--window-size=390,900", "--dump-dom")
+    assert "CONSOLE" not in done.stderr, done.stderr
+    seen: dict[str, Any] = json.loads(done.stdout.partition("<title>FOUND")[2].partition("END</title>")[0])
+    cells = np.clip(found["scenes"][0]["views"][0]["real"][0], 0, 1) >= 0.03
+    assert seen["real"] == [cells[:, :2].sum(), cells[:, 2:].sum()]
+    assert seen["dream"] == (not dreams)
+    assert seen["title"] == ("What it expected each agent to do" if dreams else "What it would do itself")
+    assert seen["errors"] == []

@@ -131,11 +131,15 @@ def test_social_outcomes_are_shown_where_there_are_any(tmp_path: Path) -> None:
     assert "Social outcomes" not in checked(
         codream.report(with_measures(run_folder(tmp_path / "without"), found), quick=True)
     )
-    found["cross_play"]["rows"][0]["social"] = {"efficiency": 12.5, "equality": [0.9, 0.01], "sustainability": None}
+    cooperation = {"agent_0": [0.6, None], "all": [0.5, 0.02]}
+    outcomes = {"efficiency": [12.5, 1.0], "equality": [0.9, 0.01], "sustainability": None, "cooperation": cooperation}
+    found["cross_play"]["social"] = outcomes
     text = checked(codream.report(with_measures(run_folder(tmp_path / "with"), found), quick=True))
     assert "Social outcomes" in text
-    assert "12.5" in text
-    assert "0.9 ± 0.01" in text
+    assert "12.50<small> ± 1.00</small>" in text
+    assert "0.90<small> ± 0.01</small>" in text
+    assert "agent_0: 0.60<br>all: 0.50<small> ± 0.02</small>" in text
+    assert "sustainability" not in text
 
 
 @pytest.mark.parametrize(

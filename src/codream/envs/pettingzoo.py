@@ -100,6 +100,10 @@ class PettingZooEnv:
     def __repr__(self) -> str:
         return f"PettingZooEnv({self._name!r}, num_envs={self.num_envs})"
 
+    def picture(self) -> Any:
+        """What the first copy's own `render` gives, an RGB array; None where it gives none."""
+        return self._envs[0].render()
+
     def reset(self, seeds: Int[np.ndarray, " copies"]) -> TimeStep:
         """Start an episode in every copy, each with its own seed."""
         rows = self._empty()

@@ -16,9 +16,10 @@ from codream.report.lines import metrics_of, sides_of
 from codream.report.measures import measure_run, saved_measures
 from codream.report.panels import training_panels
 from codream.report.sections import standing_markdown
+from codream.report.watching import watch
 from codream.runs import Run
 
-__all__ = ["compare", "report"]
+__all__ = ["compare", "report", "watch"]
 
 
 def report(
@@ -57,7 +58,7 @@ def report(
             publish(run.path, measured["steps"], standing_markdown(measured), gif)
     names: list[str] = about["environment"]["agents"]
     sides = sides_of(names)
-    panels = training_panels(metrics, names, sides, measured["num_actions"] if measured else None)
+    panels = training_panels(metrics, names, sides, measured["num_actions"] if measured else None, config.algo)
     text = run_page(run.path.name, config, about, metrics, panels, measured, sides, warnings)
     path = run.path / "report.html"
     path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Episodes and dreams as plain values that a page can draw: positions in the plane, images, or strips of entries."""
+"""Episodes and dreams as plain values that a page can draw: positions, cells of a grid, images, strips of entries."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jaxtyping import Float, Shaped
 
 from codream.envs import EnvSpec
 from codream.report.dreams import Dreamed, Episode
+from codream.report.grids import Grid, grids
 from codream.report.scene import Layout, layouts
 
 __all__ = ["action_names", "scene_of"]
@@ -33,16 +34,20 @@ def action_names(spec: EnvSpec) -> list[str]:
     mpe = spec.name.startswith("mpe2:") or spec.name.startswith("jaxmarl:MPE_")
     if mpe and spec.max_actions == 5:
         return ["stay", "left", "right", "down", "up"]
+    if spec.name == "jaxmarl:coin_game":
+        return ["right", "left", "down", "up", "stay"]
     return [str(a) for a in range(spec.max_actions)]
 
 
-def scene_of(episode: Episode, spec: EnvSpec) -> dict[str, Any]:
+def scene_of(episode: Episode, spec: EnvSpec, others: str = "predicted") -> dict[str, Any]:
     """One episode and all dreams of it, as plain lists.
 
-    `kind` says how to draw it: `plane` (positions), `image` (strips of frames as PNG) or `strip` (entries of a vector).
+    `kind` says how to draw it: `plane` (positions), `grid` (cells with things in them), `image` (strips of frames as
+    PNG) or `strip` (entries of a vector). Without a world model views have no `dream`, `reward`, `gap` and `still`.
+    `others` says what the bars of the others are: `predicted`, or `mirrored` (what the agent would do in their place).
     """
-    found = layouts(spec)
-    kind = "image" if spec.is_image else "strip" if found is None else "plane"
+    found, boards = layouts(spec), grids(spec)
+    kind = "image" if spec.is_image else "plane" if found is not None else "grid" if boards is not None else "strip"
     views = []
     for dreamed in episode.dreams:
         real = episode.obs[:, dreamed.focal]
@@ -57,7 +62,9 @@ def scene_of(episode: Episode, spec: EnvSpec) -> dict[str, Any]:
         if found is not None:
             view |= _in_the_plane(found[dreamed.focal], real, dreamed, episode.start, spec.num_agents)
         elif spec.is_image:
-            view |= {"real": _film(real), "dream": _film(dreamed.obs[0])}
+            view |= {"real": _film(real), "dream": None if dreamed.obs is None else _film(dreamed.obs[0])}
+        elif boards is not None:
+            view |= _on_the_board(boards[dreamed.focal], real, dreamed)
         else:
             view |= _strips(real, dreamed, int(spec.obs_valid[dreamed.focal].sum()))
         views.append(view)
@@ -69,6 +76,7 @@ def scene_of(episode: Episode, spec: EnvSpec) -> dict[str, Any]:
         "action": episode.action.tolist(),
         "reward": _plain(episode.reward, 2),
         "gap_label": _GAP[kind],
+        "others": others,
         "views": views,
         **({"radii": _radii(spec), "centred": found is not None and found[0].own is None} if kind == "plane" else {}),
     }
@@ -76,6 +84,7 @@ def scene_of(episode: Episode, spec: EnvSpec) -> dict[str, Any]:
 
 _GAP = {
     "plane": "mean distance, arena units",
+    "grid": "squared error, all cells",
     "image": "squared error per frame",
     "strip": "squared error, symlog units",
 }
@@ -100,7 +109,10 @@ def _in_the_plane(
     layout: Layout, real: Shaped[np.ndarray, "steps_1 size"], dreamed: Dreamed, start: int, count: int
 ) -> dict[str, Any]:
     """Positions, and the gap as the mean distance between where every moving thing is and where it was imagined."""
-    truly, imagined = layout.agents(real, count), layout.agents(dreamed.obs, count)
+    truly = layout.agents(real, count)
+    if dreamed.obs is None:
+        return {"real": _plain(truly, 3), "marks": _plain(layout.places(real), 3), "dream": None}
+    imagined = layout.agents(dreamed.obs, count)
     shown = np.arange(count) if layout.own is not None else np.asarray([j for j in range(count) if j != layout.focal])
     if not len(shown):  # alone, in the middle of its own picture: the landmarks move
         gap = np.linalg.norm(layout.places(dreamed.obs) - layout.places(real), axis=-1).mean(axis=(0, 2))
@@ -120,6 +132,17 @@ def _in_the_plane(
     }
 
 
+def _on_the_board(grid: Grid, real: Shaped[np.ndarray, "steps_1 size"], dreamed: Dreamed) -> dict[str, Any]:
+    """Cells as the focal agent sees them; of a dream, the mean over its samples: how sure it is."""
+    return {
+        "real": _plain(grid.cells(real), 2),
+        "dream": None if dreamed.obs is None else _plain(grid.cells(dreamed.obs).mean(axis=0), 2),
+        "height": grid.height,
+        "width": grid.width,
+        "things": [[thing.kind, thing.agent] for thing in grid.things],
+    }
+
+
 def _film(frames: Shaped[np.ndarray, "steps h w c"]) -> str:
     """All frames beside one another as one PNG, in a data URI."""
     from PIL import Image
@@ -136,13 +159,16 @@ def _film(frames: Shaped[np.ndarray, "steps h w c"]) -> str:
 
 def _strips(real: Shaped[np.ndarray, "steps_1 size"], dreamed: Dreamed, size: int) -> dict[str, Any]:
     """Entries that change most, scaled to −1…1 by the largest seen, so that one colour scale serves all."""
-    real, imagined = np.asarray(real, float)[:, :size], np.asarray(dreamed.obs[0], float)[:, :size]
+    real = np.asarray(real, float)[:, :size]
     kept = np.sort(np.argsort(-real.std(axis=0), kind="stable")[:MOST_ENTRIES])
     scale = np.maximum(np.abs(real).max(axis=0), 1e-6)
-    scaled: list[Float[np.ndarray, "steps_1 kept"]] = [np.clip((x / scale)[:, kept], -1, 1) for x in (real, imagined)]
+
+    def scaled(x: Shaped[np.ndarray, "steps_1 size"]) -> Float[np.ndarray, "steps_1 kept"]:
+        return np.clip((np.asarray(x, float)[:, :size] / scale)[:, kept], -1, 1)
+
     return {
-        "real": _plain(scaled[0], 2),
-        "dream": _plain(scaled[1], 2),
+        "real": _plain(scaled(real), 2),
+        "dream": None if dreamed.obs is None else _plain(scaled(dreamed.obs[0]), 2),
         "entries": kept.tolist(),
         "left_out": max(size - MOST_ENTRIES, 0),
         "side": math.ceil(math.sqrt(len(kept))),

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from codream.agents import Agents, load
+from codream.agents import Agents, Player, load
 from codream.checkpoint import CheckpointError
+from codream.envs import TimeStep
 from codream.evaluation import as_host, play
 from codream.progress import Bar
 from codream.report.charts import DASHES, Line, chart
@@ -154,7 +155,7 @@ def _game(
             )
     sections = [(f"curves-{number}", f"Learning curves on {game}", f'<div class="panels">{panels}</div>')]
     sections.append((f"scores-{number}", "Against fixed references", _scores(groups, sides)))
-    if len(sides) == 2 and not quick:
+    if len(_teams(sides)) == 2 and not quick:
         sections.append((f"heat-{number}", "Everyone against everyone", _heat(entries, episodes, progress)))
     return sections
 
@@ -185,9 +186,20 @@ def _curve(label: str, group: Sequence[Entry], names: Sequence[str], key: str, s
     return Line(title, grid.tolist(), middle.tolist(), f"var(--p{k % 7})", DASHES[(k // 7) % 4], **ends)
 
 
+def _teams(sides: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Who can be taken from different runs in one match: the two sides; in a game with one side, its first agent and
+    the others. Empty where there is nobody to play with."""
+    if len(sides) == 2:
+        return {name: tuple(members) for name, members in sides.items()}
+    everyone = [i for members in sides.values() for i in members]
+    if len(sides) > 2 or len(everyone) < 2:
+        return {}
+    return {"first agent": (everyone[0],), "other agents": tuple(everyone[1:])}
+
+
 def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[int]]) -> str:
     """What earlier reports measured against the references, summarised over seeds."""
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    found: dict[str, dict[str, list[float]]] = {}
     for label, group in groups.items():
         for entry in group:
             measured = saved_measures(entry.run)
@@ -198,9 +210,12 @@ def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[
                         continue
                     members = measured["cross_play"]["members"][side] if measured else []
                     mean = float(np.mean([row["returns"][agent] for agent in members]))
-                    found.setdefault((side, ", ".join(dict.fromkeys(who)) or "alone"), {}).setdefault(label, []).append(
-                        mean
-                    )
+                    line = f"{side} against {', '.join(dict.fromkeys(who))}" if who else f"{side}: return of one"
+                    found.setdefault(line, {}).setdefault(label, []).append(mean)
+            social = (measured["cross_play"].get("social") or {}) if measured else {}
+            for name in ("efficiency", "equality", "sustainability"):
+                if social.get(name) is not None:
+                    found.setdefault(name, {}).setdefault(label, []).append(social[name][0])
     if not found:
         return (
             '<p class="empty">None of these runs has been measured against the references yet. <code>codream report RUN'
@@ -208,8 +223,8 @@ def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[
         )
     head = "".join(f'<th scope="col">{html.escape(label)}</th>' for label in groups)
     body = ""
-    for (side, opponent), values in found.items():
-        body += f'<tr><th scope="row">{html.escape(side)} against {html.escape(opponent)}</th>'
+    for line, values in found.items():
+        body += f'<tr><th scope="row">{html.escape(line)}</th>'
         body += "".join(f"<td>{_summary(values.get(label))}</td>" for label in groups) + "</tr>"
     return (
         '<p class="note-text">Return of one agent per episode, as each run’s own report measured it: '
@@ -235,7 +250,7 @@ def _summary(values: Sequence[float] | None) -> str:
 
 
 def _heat(entries: Sequence[Entry], episodes: int, progress: bool) -> str:
-    """Every run's first side against every run's second side."""
+    """Every run's first side with or against every run's second side (with one side: first agent and others)."""
     teams: dict[str, Agents] = {}
     told = ""
     for entry in entries[:MOST_PLAYED]:
@@ -255,22 +270,37 @@ def _heat(entries: Sequence[Entry], episodes: int, progress: bool) -> str:
     if len(teams) < 2:
         return told + '<p class="empty">Fewer than two runs could be loaded, so no matches were played.</p>'
     one = next(iter(teams.values()))
-    first, second = one.spec.sides
+    groups = _teams(one.spec.sides)
+    (first, second), (ours, theirs) = groups, groups.values()
     env = as_host(one.make_env(episodes), episodes)
     returns = np.zeros((len(teams), len(teams), 2))
     with Bar("matches", len(teams) ** 2, unit="matches", show=progress) as bar:
         for i, a in enumerate(teams.values()):
             for j, b in enumerate(teams.values()):
-                got = play(env, {first: a.player(), second: b.player()}, episodes).mean(axis=0)
-                returns[i, j] = [got[list(one.spec.sides[side])].mean() for side in (first, second)]
+                mixed = _Mixed(a.player(), b.player(), theirs)
+                got = play(env, dict.fromkeys(one.spec.sides, mixed), episodes).mean(axis=0)
+                returns[i, j] = [got[list(members)].mean() for members in (ours, theirs)]
                 bar.update(i * len(teams) + j + 1, last=(i, j) == (len(teams) - 1,) * 2)
     env.close()
     maps = "".join(_map(returns[..., k], list(teams), (first, second), k) for k in range(2))
     return (
-        f"{told}<p>Each row’s {html.escape(first)} side plays each column’s {html.escape(second)} side, "
+        f"{told}<p>Each row’s {html.escape(first)} plays with or against each column’s {html.escape(second)}, "
         f"{episodes} episodes a "
         f"match. A strong run is dark along its whole row (or column); the diagonal is plain self-play.</p>{maps}"
     )
+
+
+class _Mixed:
+    """A team whose agents come from two runs."""
+
+    def __init__(self, one: Player, other: Player, theirs: Sequence[int]):
+        self._one, self._other, self._theirs = one, other, list(theirs)
+
+    def act(self, timestep: TimeStep, rng: np.random.Generator) -> Int[np.ndarray, "copies agents"]:
+        """Actions of all agents."""
+        actions = self._one.act(timestep, rng).copy()
+        actions[:, self._theirs] = self._other.act(timestep, rng)[:, self._theirs]
+        return actions
 
 
 def _map(values: Float[np.ndarray, "runs runs"], names: Sequence[str], sides: tuple[str, str], k: int) -> str:

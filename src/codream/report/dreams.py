@@ -1,7 +1,7 @@
 """An episode that was really played, and what each agent imagines from the same start on.
 
-The dream follows the focal agent's *real* actions, so that whatever differs is the model's doing: what it does not
-know of the world, and of what the others will do.
+The dream follows the focal agent's *real* actions (and the others', where the model asks for everyone's), so that
+whatever differs is the model's doing: what it does not know of the world, and of what the others will do.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
+from codream import matwm
 from codream.actor_critic import Actor, Critic
 from codream.agents import Agents
+from codream.envs import EnvSpec
+from codream.markov_quality import imagine_along
 from codream.model_quality import Recording, sequences_of
 from codream.world_model import Sequence, WorldModel
 
-__all__ = ["MOST_STEPS", "Dreamed", "Episode", "dreams_of", "typical_episodes"]
+__all__ = ["MOST_STEPS", "Dreamed", "Episode", "dreams_of", "played_only", "typical_episodes"]
 
 MOST_STEPS = 48  # of an episode that are drawn
 DREAMS = 8  # imagined from one start, so that one sees where the model is unsure
+LOOKED = 4  # steps that are shown as seen before a model without memory dreams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +39,21 @@ class Dreamed:
     """
 
     focal: int
-    obs: Shaped[np.ndarray, "dreams steps_1 *shape"]
-    """Decoded observations, T + 1 of them, in the environment's units."""
+    obs: Shaped[np.ndarray, "dreams steps_1 *shape"] | None
+    """Decoded observations, T + 1 of them, in the environment's units; None without a world model."""
     others: Float[np.ndarray, "steps others actions"] | None
-    """Predicted distribution of each other agent's action, in the first dream; None without a predictor."""
+    """Distribution of each other agent's action, in the first dream: predicted, or with mirrored partners what the
+    focal agent would do in its place. None without either."""
     policy: Float[np.ndarray, "steps actions"]
     """The focal agent's own action probabilities, in the first dream."""
-    reward: Float[np.ndarray, " steps"]
+    reward: Float[np.ndarray, " steps"] | None
     """Expected reward, mean over dreams."""
     value: Float[np.ndarray, " steps"]
     """Expected discounted return, mean over dreams."""
-    gap: Float[np.ndarray, " steps_1"]
+    gap: Float[np.ndarray, " steps_1"] | None
     """Squared error of symlog observations (pixels −0.5 to 0.5), summed over entries, mean over dreams; 0 up to
     `start`."""
-    still: Float[np.ndarray, " steps_1"]
+    still: Float[np.ndarray, " steps_1"] | None
     """The same if nothing moved after `start`."""
 
 
@@ -91,14 +96,14 @@ def dreams_of(
     one = [jax.tree.map(lambda x, e=episode: np.asarray(x)[[e]], played) for _, episode in chosen]
     lengths = [_length(steps) for steps, _ in one]
     longest = max(lengths)
-    start = min(agents.config.agents.context, max(longest // 3, 2)) - 1
+    dream, context = _dreamer(agents)
+    start = min(context, max(longest // 3, 2)) - 1
     found = []
-    run = eqx.filter_jit(_all_agents)
+    run = agents.compiled.setdefault("dream", eqx.filter_jit(dream))
     for k, ((label, _), (steps, actions), length) in enumerate(zip(chosen, one, lengths, strict=True)):
         s = jax.tree.map(lambda x, n=longest + 1: _stretch(x, n), sequences_of(steps, actions, n), is_leaf=eqx.is_array)
         keys = jax.random.split(jax.random.key(seed + k), samples)
-        state = agents.state
-        out = jax.device_get(run(state.world_model, state.agents.actor, state.agents.critic, s, start, keys))
+        out = jax.device_get(run(agents.state, s, start, keys))
         real = np.asarray(s.obs)[:, : length + 1]
         found.append(
             Episode(
@@ -107,16 +112,55 @@ def dreams_of(
                 obs=np.swapaxes(real, 0, 1),
                 action=np.asarray(s.action)[0, :length],
                 reward=np.asarray(s.reward).T[:length],
-                dreams=tuple(_dreamed(out, i, length, start) for i in range(n)),
+                dreams=tuple(_dreamed(out, i, length) for i in range(n)),
             )
         )
     return found
 
 
-def _length(steps: list[Any]) -> int:
-    """Steps of the first episode, at most MOST_STEPS."""
+def played_only(spec: EnvSpec, played: Recording, chosen: list[tuple[str, int]], most: int) -> list[Episode]:
+    """The chosen episodes of a recording, at most `most` steps of each, and no dreams of them."""
+    found = []
+    for label, episode in chosen:
+        steps, actions = jax.tree.map(lambda x, e=episode: np.asarray(x)[[e]], played)
+        length = _length(steps, most)
+        s = sequences_of(steps, actions, spec.num_agents)
+        nothing = np.zeros((length, spec.max_actions))
+        found.append(
+            Episode(
+                label=label,
+                start=length,
+                obs=np.swapaxes(np.asarray(s.obs)[:, : length + 1], 0, 1),
+                action=np.asarray(s.action)[0, :length],
+                reward=np.asarray(s.reward).T[:length],
+                dreams=tuple(
+                    Dreamed(i, None, None, nothing, None, nothing[:, 0], None, None) for i in range(spec.num_agents)
+                ),
+            )
+        )
+    return found
+
+
+def _dreamer(agents: Agents) -> tuple[Any, int]:
+    """What imagines along an episode with all agents, and after how many steps it may begin."""
+    spec = agents.spec
+
+    def matwm_dreams(state: Any, s: Sequence, start: Any, keys: PRNGKeyArray) -> dict[str, Array]:
+        return _all_agents(state.world_model, state.agents.actor, state.agents.critic, s, start, keys)
+
+    def markov_dreams(state: Any, s: Sequence, start: Any, keys: PRNGKeyArray) -> dict[str, Array]:
+        scales = (state.rewards.scale, state.returns.scale)
+        return imagine_along(state.world_model, spec, state.learners, s, start, *scales, keys)
+
+    if isinstance(agents.state, matwm.State):
+        return matwm_dreams, agents.config.agents.context
+    return markov_dreams, LOOKED
+
+
+def _length(steps: list[Any], most: int = MOST_STEPS) -> int:
+    """Steps of the first episode, at most `most`."""
     last = [bool(step.last[0]) for step in steps]
-    return min(last.index(True) if True in last else len(steps) - 1, MOST_STEPS)
+    return min(last.index(True) if True in last else len(steps) - 1, most)
 
 
 def _stretch(x: Array, rows: int) -> Array:
@@ -169,15 +213,20 @@ def _imagine_along(
     return out
 
 
-def _dreamed(out: dict[str, np.ndarray], i: int, length: int, start: int) -> Dreamed:
-    obs = out["obs"][i][:, : length + 1]
+def _dreamed(out: dict[str, np.ndarray], i: int, length: int) -> Dreamed:
+    def first(name: str, rows: int) -> np.ndarray | None:
+        return out[name][i, 0, :rows] if name in out else None
+
+    def mean(name: str, rows: int) -> np.ndarray | None:
+        return out[name][i].mean(axis=0)[:rows] if name in out else None
+
     return Dreamed(
         focal=i,
-        obs=obs,
-        others=out["others"][i, 0, :length] if "others" in out else None,
+        obs=out["obs"][i][:, : length + 1] if "obs" in out else None,
+        others=first("others", length),
         policy=out["policy"][i, 0, :length],
-        reward=out["reward"][i].mean(axis=0)[:length],
+        reward=mean("reward", length),
         value=out["value"][i].mean(axis=0)[:length],
-        gap=out["gap"][i].mean(axis=0)[: length + 1],
-        still=out["still"][i, 0, : length + 1],
+        gap=mean("gap", length + 1),
+        still=first("still", length + 1),
     )

@@ -1,77 +1,258 @@
-"""An episode beside its dream as an animated GIF, for TensorBoard. Drawn without a display."""
+"""Episodes, alone or beside a dream, as animated pictures. Drawn without a display, from the scenes of a report."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from codream.report.charts import FAMILIES
+from codream.report.charts import FAMILIES, PARTS
 from codream.report.storyboard import extent
 
-__all__ = ["film"]
+__all__ = ["FPS", "film", "framed", "frames_of", "write_film"]
 
-SIZE = 240
-MILLISECONDS = 250  # for each frame
+FPS = 4
+SIZE = 280  # of one picture, in pixels
+FINER = 3  # drawn that much larger and then reduced, so that edges are smooth
+HEAD = 40  # for what is written above the pictures
+LEGEND = 26  # for the names of the agents below
+ROOM = 10
+PAPER, INK, SOFT, LINE, ROCK = "#fbfaf7", "#1d2328", "#5d666e", "#d9d8d2", "#d5d1c6"
 
 
 def film(scene: Mapping[str, Any], focal: int, sides: Mapping[str, Sequence[int]]) -> bytes:
-    """Left: what happened. Right: what agent `focal` imagined, framed in grey while it still watches."""
-    frames = []
-    colours = {i: FAMILIES[f % 4][k % 4][0] for f, ms in enumerate(sides.values()) for k, i in enumerate(ms)}
-    view = scene["views"][focal]
-    for t in range(scene["steps"] + 1):
-        page = Image.new("RGB", (2 * SIZE + 8, SIZE), "white")
-        for column, what in enumerate(("real", "dream")):
-            tile = _TILES[scene["kind"]](scene, view, what, t, colours)
-            page.paste(tile, (column * (SIZE + 8), 0))
-        frames.append(page)
+    """An animated GIF. Left: what happened. Right: what agent `focal` imagined, where it has a world model."""
     out = io.BytesIO()
-    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0)
+    _save_gif(out, frames_of(scene, focal, sides), FPS)
     return out.getvalue()
 
 
-def _plane(
-    scene: Mapping[str, Any], view: Mapping[str, Any], what: str, t: int, colours: Mapping[int, str]
+def write_film(path: Path, frames: Sequence[Image.Image], fps: float = FPS) -> None:
+    """Write frames as GIF or MP4, as the file's name ends. Raises ModuleNotFoundError with the command to type where
+    MP4 lacks its library, ValueError for another ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".gif":
+        _save_gif(path, frames, fps)
+    elif path.suffix.lower() == ".mp4":
+        _save_mp4(path, frames, fps)
+    else:
+        raise ValueError(f"expected a file that ends in .gif or .mp4, got {path.name}")
+
+
+def frames_of(
+    scene: Mapping[str, Any],
+    focal: int,
+    sides: Mapping[str, Sequence[int]],
+    agents: Sequence[str] | None = None,
+    title: str = "",
+    dream: bool = True,
+) -> list[Image.Image]:
+    """One picture for every step. `agents`: their names, for the legend. `title`: written at the top. `dream`: also
+    what agent `focal` imagined."""
+    view = scene["views"][focal]
+    dream = dream and view["dream"] is not None
+    colours = _colours(sides)
+    columns = ["real", "dream"] if dream else ["real"]
+    who = agents[focal] if agents else f"agent {focal}"
+    wide = len(columns) * SIZE + (len(columns) + 1) * ROOM
+    legend = LEGEND if agents else 0
+    pages = []
+    total = np.zeros(len(scene["reward"][0]) if scene["reward"] else 0)
+    for t in range(scene["steps"] + 1):
+        page = Image.new("RGB", (wide, HEAD + SIZE + ROOM + legend), "white")
+        draw = ImageDraw.Draw(page)
+        if t:
+            total = total + np.asarray(scene["reward"][t - 1])
+        told = f"step {t} of {scene['steps']}"
+        heads = {"real": f"{title or 'what happened'}", "dream": f"what {who} imagined"}
+        left = scene["start"] - t
+        small = {
+            "real": told,
+            "dream": "still watching" if left >= 0 else f"{-left} steps into its dream",
+        }
+        for k, what in enumerate(columns):
+            x = ROOM + k * (SIZE + ROOM)
+            draw.text((x, 4), heads[what], INK, _font(15))
+            draw.text((x, 23), small[what], SOFT, _font(12))
+            page.paste(_tile(scene, view, what, t, focal, colours), (x, HEAD))
+            draw.rectangle((x, HEAD, x + SIZE - 1, HEAD + SIZE - 1), outline=LINE)
+        if agents:
+            _names(draw, HEAD + SIZE + 8, agents, total, colours, wide)
+        pages.append(page)
+    return pages
+
+
+def framed(
+    picture: np.ndarray,
+    title: str,
+    t: int,
+    agents: Sequence[str],
+    total: Any,
+    sides: Mapping[str, Sequence[int]],
 ) -> Image.Image:
-    tile, (low, high) = Image.new("RGB", (SIZE, SIZE), "#fbfaf7"), extent(scene)
-    draw, scale = ImageDraw.Draw(tile), SIZE / (high - low)
+    """An environment's own picture with a title above and the agents' rewards so far below."""
+    image = Image.fromarray(np.asarray(picture, np.uint8))
+    scale = min(2 * SIZE / image.width, 1.5 * SIZE / image.height)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    page = Image.new("RGB", (2 * SIZE + 3 * ROOM, HEAD + round(1.5 * SIZE) + ROOM + LEGEND), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((ROOM, 4), title, INK, _font(15))
+    draw.text((ROOM, 23), f"step {t}", SOFT, _font(12))
+    page.paste(image, ((page.width - image.width) // 2, HEAD))
+    _names(draw, page.height - LEGEND + 4, agents, total, _colours(sides), page.width)
+    return page
+
+
+def _colours(sides: Mapping[str, Sequence[int]]) -> dict[int, str]:
+    """As in the report."""
+    if len(sides) == 1:
+        return {i: PARTS[k % len(PARTS)][0] for ms in sides.values() for k, i in enumerate(ms)}
+    return {i: FAMILIES[f % 4][k % 4][0] for f, ms in enumerate(sides.values()) for k, i in enumerate(ms)}
+
+
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _names(
+    draw: ImageDraw.ImageDraw, y: int, agents: Sequence[str], total: Any, colours: Mapping[int, str], wide: int
+) -> None:
+    """The agents in their colours, and what each has earned so far."""
+    x = ROOM
+    for i, name in enumerate(agents):
+        text = f"{name} {total[i]:+.0f}" if len(total) else name
+        if x + 18 + draw.textlength(text, _font(11)) > wide:
+            draw.text((x, y - 1), "…", SOFT, _font(11))
+            return
+        draw.ellipse((x, y + 1, x + 9, y + 10), fill=colours[i])
+        draw.text((x + 13, y - 1), text, INK, _font(11))
+        x += 24 + int(draw.textlength(text, _font(11)))
+
+
+def _tile(
+    scene: Mapping[str, Any], view: Mapping[str, Any], what: str, t: int, focal: int, colours: Mapping[int, str]
+) -> Image.Image:
+    if scene["kind"] == "image":
+        return _image(scene, view, what, t)
+    tile = Image.new("RGB", (SIZE * FINER, SIZE * FINER), PAPER)
+    draw = ImageDraw.Draw(tile)
+    if scene["kind"] == "plane":
+        _plane(draw, scene, view, what, t, focal, colours)
+    elif scene["kind"] == "grid":
+        _grid(draw, view, what, t, focal, colours)
+    else:
+        _strip(draw, view, what, t)
+    return tile.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+
+
+def _plane(
+    draw: ImageDraw.ImageDraw,
+    scene: Mapping[str, Any],
+    view: Mapping[str, Any],
+    what: str,
+    t: int,
+    focal: int,
+    colours: Mapping[int, str],
+) -> None:
+    low, high = extent(scene)
+    scale = SIZE * FINER / (high - low)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (x - low) * scale, SIZE * FINER - (y - low) * scale
 
     def disc(x: float, y: float, r: float, **how: Any) -> None:
-        cx, cy, r = (x - low) * scale, SIZE - (y - low) * scale, max(r * scale, 3)
+        (cx, cy), r = place(x, y), max(r * scale, 3 * FINER)
         draw.ellipse((cx - r, cy - r, cx + r, cy + r), **how)
 
+    (left, bottom), (right, top) = place(-1, -1), place(1, 1)
+    if not scene.get("centred"):
+        draw.rectangle((left, top, right, bottom), outline=LINE, width=FINER)
     for x, y in view["marks" if what == "real" else "dream_marks"][t]:
-        disc(x, y, scene["radii"]["landmark"], fill="#d5d1c6")
+        disc(x, y, scene["radii"]["landmark"], fill=ROCK)
+    for i, _ in enumerate(view[what][t]):  # where they came from
+        path = [place(*view[what][k][i]) for k in range(max(t - 6, 0), t + 1)]
+        if len(path) > 1:
+            draw.line(path, fill=colours[i], width=FINER)
+    dreaming = what == "dream" and t > scene["start"]
     for i, (x, y) in enumerate(view[what][t]):
-        how = {"fill": colours[i]} if what == "real" or t <= scene["start"] else {"outline": colours[i], "width": 3}
-        disc(x, y, scene["radii"]["agents"][i], **how)
-    return tile
+        r = scene["radii"]["agents"][i]
+        if dreaming:
+            disc(x, y, r, fill=PAPER, outline=colours[i], width=2 * FINER)
+            u, v = view["real"][t][i]
+            disc(u, v, 0, fill=colours[i])
+        else:
+            disc(x, y, r, fill=colours[i])
+        if i == focal and view["dream"] is not None:
+            disc(x, y, r + 0.06, outline=INK, width=FINER)
 
 
-def _image(
-    scene: Mapping[str, Any], view: Mapping[str, Any], what: str, t: int, colours: Mapping[int, str]
-) -> Image.Image:
-    del colours
+def _grid(
+    draw: ImageDraw.ImageDraw, view: Mapping[str, Any], what: str, t: int, focal: int, colours: Mapping[int, str]
+) -> None:
+    cell = SIZE * FINER / max(view["width"], view["height"])
+    for c, sure in enumerate(view[what][t]):
+        x, y = (c % view["width"]) * cell, (c // view["width"]) * cell
+        draw.rectangle((x, y, x + cell, y + cell), outline=LINE, width=FINER)
+        for (kind, agent), p in zip(view["things"], sure, strict=True):
+            if p < 0.03:
+                continue
+            mx, my, r = x + cell / 2, y + cell / 2, cell * (0.3 if kind == "agent" else 0.17)
+            fill = _mixed(colours[agent], p)
+            if kind == "agent":
+                draw.ellipse((mx - r, my - r, mx + r, my + r), fill=fill)
+                if agent == focal and p > 0.4:
+                    q = r + 5 * FINER
+                    draw.ellipse((mx - q, my - q, mx + q, my + q), outline=INK, width=FINER)
+            else:
+                draw.polygon(((mx, my - r), (mx + r, my), (mx, my + r), (mx - r, my)), fill=fill, outline=PAPER)
+
+
+def _mixed(colour: str, share: float) -> tuple[int, ...]:
+    """A colour on the paper, by how sure it is."""
+    parts = [(int(colour[k : k + 2], 16), int(PAPER[k : k + 2], 16)) for k in (1, 3, 5)]
+    return tuple(round(share * a + (1 - share) * b) for a, b in parts)
+
+
+def _strip(draw: ImageDraw.ImageDraw, view: Mapping[str, Any], what: str, t: int) -> None:
+    side = view["side"]
+    cell = SIZE * FINER / side
+    for k, value in enumerate(view[what][t]):
+        x, y = (k % side) * cell, (k // side) * cell
+        fill = _mixed(PARTS[1 if value > 0 else 0][0], abs(value))
+        draw.rectangle((x, y, x + cell - 2 * FINER, y + cell - 2 * FINER), fill=fill)
+
+
+def _image(scene: Mapping[str, Any], view: Mapping[str, Any], what: str, t: int) -> Image.Image:
     strip = Image.open(io.BytesIO(base64.b64decode(view[what].partition(",")[2]))).convert("RGB")
     width = strip.width // (scene["steps"] + 1)
     return strip.crop((t * width, 0, (t + 1) * width, strip.height)).resize((SIZE, SIZE), Image.Resampling.NEAREST)
 
 
-def _strip(
-    scene: Mapping[str, Any], view: Mapping[str, Any], what: str, t: int, colours: Mapping[int, str]
-) -> Image.Image:
-    del scene, colours
-    tile = Image.new("RGB", (SIZE, SIZE), "white")
-    draw, side = ImageDraw.Draw(tile), view["side"]
-    cell = SIZE / side
-    for k, value in enumerate(view[what][t]):
-        x, y, pale = (k % side) * cell, (k // side) * cell, int(255 * (1 - abs(value)))
-        draw.rectangle((x, y, x + cell - 2, y + cell - 2), fill=(255, pale, pale) if value > 0 else (pale, pale, 255))
-    return tile
+def _save_gif(to: Any, frames: Sequence[Image.Image], fps: float) -> None:
+    """With one palette for all frames, so that colours do not flicker and the file stays small."""
+    whole = Image.new("RGB", (frames[0].width, frames[0].height * min(len(frames), 8)))
+    for k, frame in enumerate(frames[:: max(len(frames) // 8, 1)][:8]):
+        whole.paste(frame, (0, k * frame.height))
+    palette = whole.quantize(96, dither=Image.Dither.NONE)
+    shown = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    shown[0].save(to, "GIF", save_all=True, append_images=shown[1:], duration=round(1000 / fps), loop=0, optimize=False)
 
 
-_TILES = {"plane": _plane, "image": _image, "strip": _strip}
+def _save_mp4(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
+    try:
+        import imageio_ffmpeg  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            'MP4 needs a library that is not installed; type: pip install "codream[video]", or choose a .gif'
+        ) from None
+    width, height = (n - n % 2 for n in frames[0].size)  # as the codec wants it
+    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=2)
+    writer.send(None)
+    for frame in frames:
+        writer.send(np.ascontiguousarray(np.asarray(frame.crop((0, 0, width, height)))))
+    writer.close()

@@ -82,7 +82,7 @@ def run_page(
         )
         sections.append(("played", "How well they play and foresee", missing))
     else:
-        sections += _played(measured, agents, steps)
+        sections += _played(measured, agents, steps, config)
     sections.append(("about", "Configuration and machine", _about(config, about, seconds)))
     return page(name, subtitle, sections, sides)
 
@@ -90,6 +90,11 @@ def run_page(
 def _roles(game: str, agents: Sequence[str]) -> str:
     """The agents in their colours, and what they are about where their names do not say."""
     told = ""
+    if "coin_game" in game:
+        told = (
+            " On a small board whose edges join, each agent has coins of its own colour. Any coin pays its taker 1, "
+            "but a coin of the other's colour costs the other 2."
+        )
     if "simple_tag" in game:
         told = " The adversaries are predators that hunt the prey; a touch pays every predator and costs the prey."
     dots = "".join(f'<li><i style="background:var(--a{i})"></i>{html.escape(a)}</li>' for i, a in enumerate(agents))
@@ -103,16 +108,19 @@ def _glance(config: Config, steps: int, seconds: float, measured: Mapping[str, A
     ]
     if measured:
         model = measured["model"]
-        dream, still = model["by_horizon"][-1], model["still_by_horizon"][-1]
-        if dream is not None and still:
+        dream, still = (model["by_horizon"][-1], model["still_by_horizon"][-1]) if model else (None, None)
+        if model and dream is not None and still:
             cards.append(
                 (f"{dream / still:.2f} ×", f"error of a {len(model['by_horizon'])}-step dream, against “nothing moves”")
             )
-        if model["accuracy"] is not None:
+        if model and model["accuracy"] is not None:
             cards.append(
                 (f"{model['accuracy']:.0%}", f"of the others’ actions foreseen (base rate {model['base_rate']:.0%})")
             )
         result = measured["cross_play"]
+        if result.get("social"):
+            cards.append((f"{result['social']['efficiency'][0]:.1f}", "sum of all returns in an episode (efficiency)"))
+            cards.append((f"{result['social']['equality'][0]:.2f}", "equality of returns: 1 if all get the same"))
         for side, members in result["members"].items():
             rows = [
                 r for r in result["rows"] if r["sides"][side] == "self" and list(r["sides"].values()).count("self") == 1
@@ -135,37 +143,57 @@ def _figure(panel: Panel) -> str:
     )
 
 
-def _played(measured: Mapping[str, Any], agents: list[str], steps: int) -> list[tuple[str, str, str]]:
+def _played(measured: Mapping[str, Any], agents: list[str], steps: int, config: Config) -> list[tuple[str, str, str]]:
     old = (
         f'<p class="warn">Measured at step {measured["steps"]:,}; the run has since reached {steps:,}.</p>'
         if measured["steps"] < steps
         else ""
     )
-    sections = [("cross-play", "Against opponents that never change", old + cross_play(measured))]
+    together = len(measured["sides"]) == 1
+    title = "How well they play together" if together else "Against opponents that never change"
+    sections = [("cross-play", title, old + cross_play(measured))]
     outcomes = social(measured["cross_play"])
     if outcomes:
         sections.append(("social", "Social outcomes", outcomes))
+    model, told = measured["model"], _told(config)
     if measured["scenes"]:
-        sections.append(("dream", "An episode, and the same start imagined", _dream(measured, agents)))
-    model = measured["model"]
-    sections.append(("horizon", "How far ahead the dream holds", horizon(model)))
-    if model.get("foresight"):
+        title = "An episode" if model is None else "An episode, and the same start imagined"
+        sections.append(("dream", title, _dream(measured, agents, told)))
+    if model is not None:
+        sections.append(("horizon", "How far ahead the dream holds", horizon(model, told)))
+    if model and model.get("foresight"):
         sections.append(("foresight", "Who predicts whom", foresight(model["foresight"])))
     return sections
 
 
-def _dream(measured: Mapping[str, Any], agents: list[str]) -> str:
+def _told(config: Config) -> str:
+    """Which of the actions that were really taken a world model is told along an episode."""
+    everyone = config.algo == "wm_rnd" and config.projection.actions == "joint"
+    return "everyone’s actions" if everyone else "only its own actions"
+
+
+def _dream(measured: Mapping[str, Any], agents: list[str], told: str) -> str:
     scenes = measured["scenes"]
     data = {"scenes": scenes, "agents": agents, "actions": measured["actions"], "counts": measured["num_actions"]}
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
     sides = measured["sides"].values()
-    still = "".join(storyboard(scenes[0], members[0], agents) for members in sides)
+    firsts = [members[0] for members in sides] if len(sides) > 1 else next(iter(sides))[:2]
+    still = "".join(storyboard(scenes[0], focal, agents) for focal in firsts)
+    intro = (
+        "A held-out episode as it was really played. This run has no world model, so nothing is imagined."
+        if measured["model"] is None
+        else "A held-out episode as it was really played. Each agent sees its first steps, then closes its eyes and "
+        f"imagines the rest, told {told}. The closer the dream stays to what happened, the better it understands the "
+        "world and the others in it."
+    )
+    if scenes[0]["kind"] == "grid":
+        intro += (
+            " Discs are agents, diamonds are coins in their owner’s colour; the board’s edges join. The paler a thing, "
+            "the fewer of eight dreams have it there."
+        )
     return (
-        "<p>A held-out episode as it was really played. Each agent sees its first steps, then closes its eyes "
-        "and imagines "
-        "the rest, told only which actions it takes itself. The closer the dream stays to what happened, the better it "
-        "understands the world and the others in it.</p>"
-        f'{_PLAYER}<div class="still">{still}</div><script type="application/json" id="scenes">{text}</script>'
+        f'<p>{intro}</p>{_PLAYER}<div class="still">{still}</div>'
+        f'<script type="application/json" id="scenes">{text}</script>'
     )
 
 
@@ -179,15 +207,17 @@ _PLAYER = """<div class="player" id="player"><div class="controls">
 <label>episode <select data-part="episode"></select></label></div>
 <div class="stage"><figure><figcaption>What happened<span>Ringed: the agent whose dream is shown.</span></figcaption>
 <svg class="arena" data-part="real" role="img" aria-label="the real episode"></svg></figure>
-<figure><figcaption><b data-part="dreamer"></b><span data-part="phase"></span></figcaption>
+<figure data-part="dreamed"><figcaption><b data-part="dreamer"></b><span data-part="phase"></span></figcaption>
 <svg class="arena" data-part="dream" role="img" aria-label="the imagined episode"></svg></figure></div>
-<div class="minds"><div><h3>What it expected each agent to do</h3>
-<p class="fine">Bars: predicted probability of each action;
-outlined: the one really taken.</p><table class="bars"><tbody data-part="others"></tbody></table></div>
+<div class="minds"><div><h3 data-part="bars-title">What it expected each agent to do</h3>
+<p class="fine">Bars: probability of each action; outlined: the one really taken.</p>
+<table class="bars"><tbody data-part="others"></tbody></table></div>
 <div><h3>What it expected for itself</h3>
 <div class="wide"><table class="facts"><tbody data-part="facts"></tbody></table></div>
-<h3>Gap between dream and reality</h3><p class="fine">Solid: the dream, mean over eight; dashed: if nothing moved.</p>
-<svg class="chart" data-part="gap" viewBox="0 0 440 120" role="img" aria-label="gap by step"></svg></div></div></div>"""
+<div data-part="gaps"><h3>Gap between dream and reality</h3>
+<p class="fine">Solid: the dream, mean over eight; dashed: if nothing moved.</p>
+<svg class="chart" data-part="gap" viewBox="0 0 440 120" role="img" aria-label="gap by step"></svg>
+</div></div></div></div>"""
 
 
 def _about(config: Config, about: Mapping[str, Any], seconds: float) -> str:

@@ -18,18 +18,18 @@ from codream.agents import Agents
 from codream.envs import EnvSpec
 from codream.envs.references import Random, references_for
 from codream.evaluation import CrossPlay, as_host, evaluate, play
-from codream.model_quality import measure, record
+from codream.model_quality import Recording, measure, record
 from codream.progress import Bar
 from codream.report.animation import action_names, scene_of
 from codream.report.dreams import MOST_STEPS, dreams_of, typical_episodes
 from codream.runs import Run
 
-__all__ = ["FILE", "measure_run", "saved_measures"]
+__all__ = ["FILE", "FORMAT", "measure_run", "saved_measures", "scenes_of"]
 
 FILE = "measured.json"
-FORMAT = 1
+FORMAT = 2
 EPISODES = 40  # of every pairing, and for the world model, at most
-BUDGET = 20.0  # seconds that all pairings together may take an environment that is slow
+BUDGET = 60.0  # seconds that all pairings together may take an environment that is slow
 PAIRINGS = 20  # about as many as are played
 LIMIT = 200  # steps of an episode that the world model is measured on
 IMAGE_LIMIT, IMAGE_EPISODES = 60, 4  # the same for images, which are large
@@ -45,7 +45,7 @@ def measure_run(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Play, measure, and keep the result in the run's folder. `cross_play`: an evaluation of the same agents, if there
-    is one already. `episodes`: of every pairing; not given, as many as take about half a minute, at most 40."""
+    is one already. `episodes`: of every pairing; not given, as many as take about a minute, at most 40."""
     began = time.monotonic()
     spec = agents.spec
     episodes = _affordable(agents) if episodes is None else episodes
@@ -61,11 +61,13 @@ def measure_run(
         env.close()
         bar.note("measuring the world model")
         bar.update(2)
-        quality = measure(agents, agents.player(), "trained play", samples=SAMPLES, played=played)
+        quality = None
+        if agents.state.world_model is not None:
+            quality = measure(agents, agents.player(), "trained play", samples=SAMPLES, played=played)
         bar.note("dreaming")
         bar.update(3)
         chosen = typical_episodes(played, 1 if spec.is_image else 3)
-        scenes = [scene_of(episode, spec) for episode in dreams_of(agents, played, chosen)]
+        scenes = scenes_of(agents, played, chosen)
         bar.update(4, last=True)
     found = {
         "format": FORMAT,
@@ -77,13 +79,20 @@ def measure_run(
         "num_actions": list(spec.num_actions),
         "cross_play": dataclasses.asdict(cross_play) | {"conditions": cross_play.conditions()},
         "baselines": baselines,
-        "model": dataclasses.asdict(quality),
+        "model": None if quality is None else dataclasses.asdict(quality),
         "scenes": scenes,
         "most_steps": MOST_STEPS,
     }
     found = _finite(found)
     (run.path / FILE).write_text(json.dumps(found) + "\n", encoding="utf-8")
     return found
+
+
+def scenes_of(agents: Agents, played: Recording, chosen: list[tuple[str, int]]) -> list[dict[str, Any]]:
+    """Recorded episodes and all agents' dreams of them, ready to be drawn."""
+    predicts = getattr(agents.state.world_model, "team", None) is not None
+    others = "predicted" if predicts else "mirrored"
+    return [scene_of(episode, agents.spec, others) for episode in dreams_of(agents, played, chosen)]
 
 
 def saved_measures(run: Run) -> dict[str, Any] | None:
@@ -123,9 +132,11 @@ def _baselines(agents: Agents, spec: EnvSpec, episodes: int) -> list[dict[str, A
     for one in policies[first]:
         for other in policies[second] if second != first else [one]:
             players = {second: policies[second][other], first: policies[first][one]}
-            returns = play(env, players, episodes).mean(axis=0)
-            value = {side: float(np.mean(returns[list(members)])) for side, members in spec.sides.items()}
-            rows.append({"sides": {first: one, second: other}, "returns": value})
+            returns = play(env, players, episodes)
+            each = {side: returns[:, list(members)].mean(axis=1) for side, members in spec.sides.items()}
+            value = {side: float(x.mean()) for side, x in each.items()}
+            error = {side: float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else None for side, x in each.items()}
+            rows.append({"sides": {first: one, second: other}, "returns": value, "stderr": error})
     env.close()
     return rows
 

@@ -1,4 +1,4 @@
-"""The nine training panels, from the lines of metrics.jsonl."""
+"""The training panels, from the lines of metrics.jsonl: nine of MATWM, and those of WM-RND."""
 
 from __future__ import annotations
 
@@ -41,46 +41,111 @@ def training_panels(
     agents: Sequence[str],
     sides: Mapping[str, Sequence[int]],
     num_actions: Sequence[int] | None = None,
+    algo: str = "matwm",
 ) -> list[Panel]:
-    """SPEC's nine panels, in its order. A metric that was not logged gives a panel that says so."""
-    guess = _guessing(num_actions)
-    steps = "environment steps"
-    everyone = lambda name, **rest: _per_agent(metrics, agents, sides, name, **rest)  # noqa: E731
-    one = lambda name, label: _lines(metrics, [(name, label)])  # noqa: E731
-    parts = [(f"world_model/{key}", label) for key, label in PARTS_OF_LOSS.items()]
-    return [
-        Panel(
+    """What training logged, as charts. MATWM: SPEC's nine panels, in its order; a metric that was not logged gives a
+    panel that says so. WM-RND: its own, as far as the run has those parts."""
+    panels = {"matwm": _matwm_panels, "wm_rnd": _wm_rnd_panels}[algo](_Logged(metrics, agents, sides), num_actions)
+    if algo == "matwm" and any(f"agent/{agents[0]}/intrinsic_reward" in line for line in metrics):
+        panels.append(_curiosity(_Logged(metrics, agents, sides)))
+    return panels
+
+
+STEPS = "environment steps"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Logged:
+    """The metrics of a run, and the lines that can be drawn of them."""
+
+    metrics: Sequence[Mapping[str, float]]
+    agents: Sequence[str]
+    sides: Mapping[str, Sequence[int]]
+
+    def each(self, name: str, smooth: bool = False) -> list[Line]:
+        """One line for every agent; `{}` stands for its name."""
+        return _per_agent(self.metrics, self.agents, self.sides, name, smooth)
+
+    def one(self, name: str, label: str) -> list[Line]:
+        return _lines(self.metrics, [(name, label)])
+
+    def has(self, name: str) -> bool:
+        return any(name.format(self.agents[0]) in line for line in self.metrics)
+
+    def returns(self, sentence: str) -> Panel:
+        return Panel(
             "returns",
             "Episode returns",
             "Sum of rewards in one training episode, each agent by itself: a moving average over the faint raw values. "
-            "In a competitive game one side's gain is the other's loss, so read it together with the cross-play table.",
-            chart(everyone("episode/return/{}", smooth=True), x_label=steps, y_label="return per episode"),
-        ),
-        Panel(
+            + sentence,
+            chart(self.each("episode/return/{}", smooth=True), x_label=STEPS, y_label="return per episode"),
+        )
+
+    def model_loss(self) -> Panel:
+        return Panel(
             "world-model",
             "World model: total loss",
             "The weighted sum of all parts that the one shared model is trained on. Falling means that it "
             "predicts better.",
-            chart(one("world_model/loss", "total loss"), x_label=steps, y_label="loss (nats)"),
-        ),
-        Panel(
+            chart(self.one("world_model/loss", "total loss"), x_label=STEPS, y_label="loss (nats)"),
+        )
+
+    def model_parts(self) -> Panel:
+        parts = [(f"world_model/{key}", label) for key, label in PARTS_OF_LOSS.items()]
+        return Panel(
+            "parts",
+            "World model: loss by part",
+            "The same loss taken apart, on a logarithmic axis; a part that is exactly 0 is not drawn.",
+            chart(_lines(self.metrics, parts), x_label=STEPS, y_label="loss (log scale)", log=True),
+        )
+
+    def teammates(self, guess: float | None) -> Panel:
+        return Panel(
             "teammates",
             "Teammate loss",
             "How surprised an agent is by what all others do next (lower is better). The dashed line is blind "
             "guessing.",
             chart(
-                one("world_model/team", "teammate loss"),
-                x_label=steps,
+                self.one("world_model/team", "teammate loss"),
+                x_label=STEPS,
                 y_label="cross-entropy (nats)",
                 marks=[("guessing", guess)] if guess else [],
             ),
+        )
+
+    def cumulative(self) -> Panel:
+        return Panel(
+            "cumulative",
+            "Cumulative reward",
+            "All reward that each agent has collected since training began; its slope is how well it does now.",
+            chart(
+                _cumulative(self.metrics, self.agents, self.sides),
+                x_label=STEPS,
+                y_label="reward, summed",
+                empty="Nothing was logged for this yet (older runs did not log how many episodes ended).",
+            ),
+        )
+
+
+def _curiosity(log: _Logged) -> Panel:
+    return Panel(
+        "curiosity",
+        "Curiosity: intrinsic reward",
+        "Mean bonus per step for observations that are new (random network distillation), before its weight. It falls "
+        "as the world becomes familiar, and rises where an agent reaches something new.",
+        chart(log.each("agent/{}/intrinsic_reward"), x_label=STEPS, y_label="bonus per step"),
+    )
+
+
+def _matwm_panels(log: _Logged, num_actions: Sequence[int] | None) -> list[Panel]:
+    steps, everyone = STEPS, log.each
+    return [
+        log.returns(
+            "In a competitive game one side's gain is the other's loss, so read it together with the cross-play table."
         ),
-        Panel(
-            "parts",
-            "World model: loss by part",
-            "The same loss taken apart, on a logarithmic axis; a part that is exactly 0 is not drawn.",
-            chart(_lines(metrics, parts), x_label=steps, y_label="loss (log scale)", log=True),
-        ),
+        log.model_loss(),
+        log.teammates(_guessing(num_actions)),
+        log.model_parts(),
         Panel(
             "actors",
             "Actor loss",
@@ -107,18 +172,94 @@ def training_panels(
             "The discounted return that each critic expects from imagined states on.",
             chart(everyone("agent/{}/value"), x_label=steps, y_label="discounted return"),
         ),
+        log.cumulative(),
+    ]
+
+
+def _wm_rnd_panels(log: _Logged, num_actions: Sequence[int] | None) -> list[Panel]:
+    everyone = log.each
+    panels = [
+        log.returns("In a social dilemma also look at the sum over all agents: who gains at whose cost?"),
+        log.cumulative(),
         Panel(
-            "cumulative",
-            "Cumulative reward",
-            "All reward that each agent has collected since training began; its slope is how well it does now.",
+            "actors",
+            "Policy loss (PPO)",
+            "The clipped objective on real steps, for each agent. It hovers around 0 and says little by itself.",
+            chart(everyone("agent/{}/actor_loss"), x_label=STEPS, y_label="loss"),
+        ),
+        Panel(
+            "critics",
+            "Critic loss",
+            "Squared error of each critic's value, in units of the agent's own return scale (lower is better).",
+            chart(everyone("agent/{}/critic_loss"), x_label=STEPS, y_label="squared error"),
+        ),
+        Panel(
+            "values",
+            "Mean value",
+            "The discounted return that each critic expects, in units of the agent's own return scale.",
+            chart(everyone("agent/{}/value"), x_label=STEPS, y_label="value"),
+        ),
+        Panel(
+            "entropy",
+            "Entropy of the policies",
+            "How undecided each agent is. The dashed line is acting at random; a sudden fall to 0 means that it has "
+            "stopped trying things out.",
             chart(
-                _cumulative(metrics, agents, sides),
-                x_label=steps,
-                y_label="reward, summed",
-                empty="Nothing was logged for this yet (older runs did not log how many episodes ended).",
+                everyone("agent/{}/entropy"),
+                x_label=STEPS,
+                y_label="entropy (nats)",
+                marks=[("at random", math.log(max(num_actions)))] if num_actions else [],
             ),
         ),
+        Panel(
+            "kl",
+            "Size of the policy steps",
+            "How far one round of updates moves each policy (KL divergence). Spikes mean that steps are too large: "
+            "lower ppo.lr or the number of epochs.",
+            chart(everyone("agent/{}/kl"), x_label=STEPS, y_label="KL (nats)"),
+        ),
     ]
+    if log.has("agent/{}/imagined_return"):
+        panels += [
+            Panel(
+                "imagined",
+                "What if everyone acted as I do?",
+                "Imagined return if all others followed the same policy, paid partly by what all get (in units of each "
+                "agent's return scale). Its gradient is what self-projection adds to PPO.",
+                chart(everyone("agent/{}/imagined_return"), x_label=STEPS, y_label="imagined return"),
+            ),
+            Panel(
+                "symmetry",
+                "Symmetry ratio α",
+                "How much of the imagined reward is what all agents get on average: 1 is all, 0 is only one's own.",
+                chart(log.one("symmetry_ratio", "α"), x_label=STEPS, y_label="α", y_range=(0.0, 1.05)),
+            ),
+        ]
+    if log.has("world_model/loss"):
+        panels += [
+            log.model_loss(),
+            log.model_parts(),
+            Panel(
+                "code",
+                "Has the code collapsed?",
+                "Spread of the latent code over a batch. Near 0 all observations look the same to the world model, and "
+                "imagination is worthless: raise world_model.rec_weight.",
+                chart(
+                    log.one("world_model/latent_std", "spread"), x_label=STEPS, y_label="standard deviation", zero=True
+                ),
+            ),
+            Panel(
+                "rank",
+                "Effective rank of the code",
+                "In how many independent directions the latent code varies over a batch; 1 would be a collapsed code.",
+                chart(log.one("world_model/latent_rank", "rank"), x_label=STEPS, y_label="directions", zero=True),
+            ),
+        ]
+        if log.has("world_model/team"):
+            panels.append(log.teammates(_guessing(num_actions)))
+    if log.has("agent/{}/intrinsic_reward"):
+        panels.append(_curiosity(log))
+    return panels
 
 
 def moving_average(values: Sequence[float], width: int = SMOOTHED) -> list[float]:

@@ -20,15 +20,18 @@ def cross_play(measured: Mapping[str, Any]) -> str:
     sides = list(result["members"])
     table = _matrix(result, baselines) if len(sides) == 2 else _list(result, baselines)
     said = "".join(f"<li>{line}</li>" for line in standing(measured))
+    note = (
+        "Fixed opponents never change, so these numbers can be compared between runs; a game between the two trained "
+        "sides (<em>self</em> against <em>self</em>) cannot. <code>random</code> acts uniformly at random, "
+        "<code>still</code> does nothing, <code>chase</code> and <code>flee</code> are scripted. Grey cells are "
+        "references among themselves, for comparison."
+        if len(sides) > 1
+        else "All agents are of one side and play together, so there is no opponent: <em>trained</em> is how they "
+        "play, the grey rows are all of them acting uniformly at random or doing nothing, for comparison."
+    )
     return (
-        f'{table}<ul class="said">{said}</ul>'
-        '<p class="note-text">Fixed opponents never change, so these numbers can be compared between runs; a '
-        "game between "
-        "the two trained sides (<em>self</em> against <em>self</em>) cannot. <code>random</code> acts "
-        "uniformly at random, "
-        "<code>still</code> does nothing, <code>chase</code> and <code>flee</code> are scripted. Grey cells "
-        "are references "
-        f'among themselves, for comparison.</p><p class="fine">{html.escape(result["conditions"])}</p>'
+        f'{table}<ul class="said">{said}</ul><p class="note-text">{note}</p>'
+        f'<p class="fine">{html.escape(result["conditions"])}</p>'
     )
 
 
@@ -105,11 +108,16 @@ def _error(row: Mapping[str, Any], members: Sequence[str]) -> str:
     return "" if None in errors else f"<small> ± {sum(errors) / len(errors):.1f}</small>"
 
 
+def _small(row: Mapping[str, Any], side: str) -> str:
+    error = row.get("stderr", {}).get(side)
+    return "" if error is None else f"<small> ± {error:.1f}</small>"
+
+
 def _matrix(result: Mapping[str, Any], baselines: Sequence[Mapping[str, Any]]) -> str:
     first, second = result["members"]
     cells: dict[tuple[str, str], str] = {}
     for row in baselines:
-        values = "<br>".join(f"{row['returns'][side]:.1f}" for side in (first, second))
+        values = "<br>".join(f"{row['returns'][side]:.1f}{_small(row, side)}" for side in (first, second))
         cells[(row["sides"][first], row["sides"][second])] = f'<td class="base">{values}</td>'
     for row in result["rows"]:
         values = "<br>".join(
@@ -140,53 +148,69 @@ def _who(name: str, side: str) -> str:
 
 
 def _list(result: Mapping[str, Any], baselines: Sequence[Mapping[str, Any]]) -> str:
+    """A row for every line-up; where all are of one side also every agent's own return."""
     sides = list(result["members"])
+    alone = list(result["members"][sides[0]]) if len(sides) == 1 else []
     head = "".join(f'<th scope="col">{html.escape(side)}</th>' for side in sides)
-    head += "".join(f'<th scope="col">return of {html.escape(side)}</th>' for side in sides)
+    head += "".join(f'<th scope="col">return of one {html.escape(side)}</th>' for side in sides)
+    head += "".join(f'<th scope="col">of {html.escape(agent)}</th>' for agent in alone)
     body = ""
     for row in result["rows"]:
-        body += "<tr>" + "".join(f"<td>{html.escape(_who(row['sides'][s], s))}</td>" for s in sides)
+        body += "<tr>" + "".join(f'<th scope="row">{_who(row["sides"][s], s)}</th>' for s in sides)
         body += "".join(
             f"<td>{_mean(row['returns'], result['members'][s]):.2f}{_error(row, result['members'][s])}</td>"
             for s in sides
         )
-        body += "</tr>"
+        body += "".join(f"<td>{row['returns'][agent]:.2f}{_error(row, [agent])}</td>" for agent in alone) + "</tr>"
     for row in baselines:
-        body += "<tr>" + "".join(f'<td class="base">{html.escape(row["sides"][s])}</td>' for s in sides)
-        body += "".join(f'<td class="base">{row["returns"][s]:.2f}</td>' for s in sides) + "</tr>"
+        body += "<tr>" + "".join(f'<th scope="row">{html.escape(row["sides"][s])}</th>' for s in sides)
+        body += "".join(f'<td class="base">{row["returns"][s]:.2f}{_small(row, s)}</td>' for s in sides)
+        body += '<td class="base"></td>' * len(alone) + "</tr>"
     return f'<div class="wide"><table class="cross"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+_OUTCOMES = {
+    "efficiency": "sum of all agents’ returns per episode: how much they earn together",
+    "equality": "1 − Gini of the returns: 1 if all earn the same, towards 0 if one earns all",
+    "sustainability": "mean step at which an agent earns something: late means that the resource lasted",
+    "cooperation": "share of choices that are cooperative, as the game defines it (in coin_game: coins taken that are "
+    "one’s own colour)",
+}
+
+
 def social(result: Mapping[str, Any]) -> str:
-    """Social outcomes, where the evaluation has them: a value or a mapping of values for every line-up."""
-    rows = [(row["sides"], row["social"]) for row in result["rows"] if row.get("social")]
-    if result.get("social"):
-        rows.insert(0, (dict.fromkeys(result["members"], "self"), result["social"]))
-    if not rows:
+    """Social outcomes of self-play, where the evaluation has them, with what each means."""
+    outcomes = {name: value for name, value in (result.get("social") or {}).items() if value is not None}
+    if not outcomes:
         return ""
-    names = list(dict.fromkeys(name for _, values in rows for name in values))
-    head = "".join(f'<th scope="col">{html.escape(name.replace("_", " "))}</th>' for name in names)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(", ".join(f"{s} {w}" for s, w in sides.items()))}</th>'
-        + "".join(f"<td>{_shown(values.get(name))}</td>" for name in names)
-        + "</tr>"
-        for sides, values in rows
+    body = ""
+    for name, value in outcomes.items():
+        cell = (
+            "<br>".join(f"{html.escape(who)}: {_shown(x)}" for who, x in value.items()) if name == "cooperation" else ""
+        )
+        body += (
+            f'<tr><th scope="row">{html.escape(name)}</th><td>{cell or _shown(value)}</td>'
+            f"<td>{_OUTCOMES.get(name, '')}</td></tr>"
+        )
+    return (
+        "<p>What comes of it for everyone when the trained agents play together: mean ± standard error over the "
+        f'episodes above.</p><div class="wide"><table class="facts"><tbody>{body}</tbody></table></div>'
     )
-    table = f"<thead><tr><th>who plays</th>{head}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="wide"><table class="cross">{table}</table></div>'
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, (list, tuple)):  # value and standard error
-        return " ± ".join(_shown(part) for part in value)
-    return "" if value is None else f"{value:.3g}" if isinstance(value, (int, float)) else html.escape(str(value))
+    """A mean, with its standard error where there is one."""
+    if not isinstance(value, (list, tuple)):
+        return f"{value:.2f}"
+    mean, error = value
+    return f"{mean:.2f}" + ("" if error is None else f"<small> ± {error:.2f}</small>")
 
 
 # ------------------------------------------------------------------------------------------ the world model
 
 
-def horizon(model: Mapping[str, Any]) -> str:
-    """Error after 1, 2, … imagined steps against "nothing moves"."""
+def horizon(model: Mapping[str, Any], told: str = "its own actions") -> str:
+    """Error after 1, 2, … imagined steps against "nothing moves". `told`: which actions the model was told."""
     dreamed = [_number(x) for x in model["by_horizon"]]
     still = [_number(x) for x in model["still_by_horizon"]]
     if not any(math.isfinite(x) for x in dreamed):
@@ -207,9 +231,9 @@ def horizon(model: Mapping[str, Any]) -> str:
     return (
         f'<div class="two"><figure class="panel">{svg}</figure><div>'
         f"<p>After {len(dreamed)} imagined steps the error is <b>{ratio:.2f}</b> of that of “nothing moves”: "
-        f"{verdict}. Measured on {model['episodes']} held-out episodes of {html.escape(model['play'])}; "
-        "the mean of several dreams is compared with what happened, in the units that the networks see, summed over an "
-        "observation’s entries.</p>" + _facts(model) + "</div></div>"
+        f"{verdict}. Measured on {model['episodes']} held-out episodes of {html.escape(model['play'])}, the "
+        f"model being told {html.escape(told)}; the mean of several dreams is compared with what happened, in the "
+        "units that the networks see, summed over an observation’s entries.</p>" + _facts(model) + "</div></div>"
     )
 
 
@@ -230,7 +254,7 @@ def _facts(model: Mapping[str, Any]) -> str:
             "1 is right; below 1 it expects too little",
         ),
         ("bias of reward elsewhere", _fixed(model["elsewhere"], "+.3f"), "per step; 0 is right"),
-        ("reconstruction error", _fixed(model["reconstruction"], ".3g"), "0 where nothing is coded"),
+        ("reconstruction error", _fixed(_rounded(model["reconstruction"]), ".3g"), "0 where nothing is coded"),
     ]
     rows = "".join(f'<tr><th scope="row">{a}</th><td>{b}</td><td>{c}</td></tr>' for a, b, c in facts)
     return f'<div class="wide"><table class="facts"><tbody>{rows}</tbody></table></div>'
@@ -238,6 +262,10 @@ def _facts(model: Mapping[str, Any]) -> str:
 
 def _fixed(value: Any, how: str = ".2f") -> str:
     return "–" if value is None else format(value, how)
+
+
+def _rounded(value: Any) -> Any:
+    return 0.0 if value is not None and abs(value) < 1e-9 else value
 
 
 def _number(value: Any) -> float:

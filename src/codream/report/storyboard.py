@@ -22,13 +22,21 @@ def storyboard(scene: Mapping[str, Any], focal: int, agents: Sequence[str]) -> s
         draw = lambda t: _plane(scene, view, t, low, high)  # noqa: E731
     elif scene["kind"] == "image":
         draw = lambda t: _images(view, t, steps + 1)  # noqa: E731
+    elif scene["kind"] == "grid":
+        draw = lambda t: _boards(view, t)  # noqa: E731
     else:
         draw = lambda t: _strip(view, t)  # noqa: E731
     figures = "".join(
         f"<figure>{draw(t)}<figcaption>step {t}{' (start)' if t == start else ''}</figcaption></figure>" for t in shown
     )
+    if view["dream"] is None:
+        return (
+            f'<div class="storyboard"><p>{html.escape(scene["label"]).capitalize()}, as '
+            f'<b>{html.escape(agents[focal])}</b> saw it.</p><div class="frames">{figures}</div></div>'
+        )
     how = {
         "plane": "filled: what happened; dashed outline: what was imagined; thin lines join the two",
+        "grid": "above: what happened; below: what was imagined, the paler the less sure",
         "image": "above: what happened; below: what was imagined",
         "strip": "left: what happened; right: what was imagined (one square per entry of the observation)",
     }[scene["kind"]]
@@ -55,8 +63,12 @@ def _plane(scene: Mapping[str, Any], view: Mapping[str, Any], t: int, low: float
         f'<circle class="rock" cx="{to(x):.1f}" cy="{flip(y):.1f}" r="{radii["landmark"] * scale:.1f}"/>'
         for x, y in view["marks"][t]
     )
-    for i, ((x, y), (u, v)) in enumerate(zip(view["real"][t], view["dream"][t], strict=True)):
+    for i, (x, y) in enumerate(view["real"][t]):
         r = max(radii["agents"][i] * scale, 2.5)
+        if view["dream"] is None:
+            out += f'<circle cx="{to(x):.1f}" cy="{flip(y):.1f}" r="{r:.1f}" style="fill:var(--a{i})"/>'
+            continue
+        u, v = view["dream"][t][i]
         out += (
             f'<path class="gap" d="M{to(x):.1f} {flip(y):.1f}L{to(u):.1f} {flip(v):.1f}"/>'
             f'<circle cx="{to(x):.1f}" cy="{flip(y):.1f}" r="{r:.1f}" style="fill:var(--a{i})"/>'
@@ -71,12 +83,40 @@ def _images(view: Mapping[str, Any], t: int, count: int) -> str:
         f'<svg class="film" viewBox="{t} 0 1 1" role="img" aria-label="{what}, step {t}">'
         f'<image href="{view[what]}" x="0" y="0" width="{count}" height="1" preserveAspectRatio="none"/></svg>'
         for what in ("real", "dream")
+        if view[what] is not None
     )
+
+
+def _boards(view: Mapping[str, Any], t: int) -> str:
+    cell, out = 40, ""
+    for what in ("real", "dream"):
+        if view[what] is None:
+            continue
+        drawn = ""
+        for c, sure in enumerate(view[what][t]):
+            x, y = (c % view["width"]) * cell, (c // view["width"]) * cell
+            drawn += f'<rect class="cell" x="{x}" y="{y}" width="{cell}" height="{cell}"/>'
+            mx, my = x + cell / 2, y + cell / 2
+            for (kind, agent), p in zip(view["things"], sure, strict=True):
+                if p < 0.03:
+                    continue
+                r = cell * (0.3 if kind == "agent" else 0.17)
+                shape = (
+                    f'<circle cx="{mx:g}" cy="{my:g}" r="{r:g}"'
+                    if kind == "agent"
+                    else f'<path class="coin" d="M{mx:g} {my - r:g}l{r:g} {r:g}l{-r:g} {r:g}l{-r:g} {-r:g}Z"'
+                )
+                drawn += f'{shape} style="fill:var(--a{agent});fill-opacity:{p:g}"/>'
+        size = f"0 0 {view['width'] * cell} {view['height'] * cell}"
+        out += f'<svg class="arena" viewBox="{size}" role="img" aria-label="{what}, step {t}">{drawn}</svg>'
+    return out
 
 
 def _strip(view: Mapping[str, Any], t: int) -> str:
     out = ""
     for column, what in enumerate(("real", "dream")):
+        if view[what] is None:
+            continue
         for k, value in enumerate(view[what][t]):
             sign = "var(--p1)" if value > 0 else "var(--p0)"
             style = f"fill:{sign};fill-opacity:{abs(value):.2f}"

@@ -97,6 +97,7 @@
 
   const SIZE = 320;
   function frame(svg) {
+    svg.setAttribute("class", "arena");
     const half = Math.min(Math.max(1.05, ...scene().views.flatMap((v) => v.real.flat(2).map(Math.abs))) * 1.08, 3);
     svg.replaceChildren();
     svg.setAttribute("viewBox", `0 0 ${SIZE} ${SIZE}`);
@@ -120,6 +121,7 @@
     rocks(real, v.marks[t]);
     bodies(real, paper, v.real[t], (i) => ({ style: `fill:var(--a${i})` }));
     eye(real, v.real[t][state.focal]);
+    if (!v.dream) return;
     paper = frame(dream);
     rocks(dream, v.dream_marks[t]);
     if (begun) {
@@ -136,6 +138,7 @@
   }
   function film(real, dream) {
     for (const [svg, what] of [[real, "real"], [dream, "dream"]]) {
+      if (!view()[what]) continue;
       svg.setAttribute("class", "film");
       svg.setAttribute("viewBox", `${state.step} 0 1 1`);
       if (svg.dataset.of === `${state.scene}/${state.focal}`) continue;
@@ -146,6 +149,7 @@
   }
   function strip(real, dream) {
     for (const [svg, what] of [[real, "real"], [dream, "dream"]]) {
+      if (!view()[what]) continue;
       const values = view()[what][state.step], side = view().side, cell = SIZE / side;
       svg.setAttribute("class", "strip");
       svg.setAttribute("viewBox", `0 0 ${SIZE} ${Math.ceil(values.length / side) * cell}`);
@@ -155,6 +159,28 @@
         const box = make("rect", { x: x + 1, y: y + 1, width: cell - 2, height: cell - 2, style: `fill:var(${value > 0 ? "--p1" : "--p0"});fill-opacity:${Math.abs(value)}` }, svg);
         make("title", {}, box, `entry ${view().entries[k]}: ${value}`);
         make("text", { x: x + 4, y: y + 13, style: "font-size:10px;fill:var(--soft)" }, svg, view().entries[k]);
+      });
+    }
+  }
+  function grid(real, dream) {
+    const v = view(), cell = SIZE / Math.max(v.width, v.height);
+    for (const [svg, what] of [[real, "real"], [dream, "dream"]]) {
+      if (!v[what]) continue;
+      svg.setAttribute("class", "arena");
+      svg.setAttribute("viewBox", `0 0 ${v.width * cell} ${v.height * cell}`);
+      svg.replaceChildren();
+      v[what][state.step].forEach((sure, c) => {
+        const x = (c % v.width) * cell, y = Math.floor(c / v.width) * cell;
+        make("rect", { class: "cell", x, y, width: cell, height: cell }, svg);
+        v.things.forEach(([kind, agent], k) => {
+          if (sure[k] < 0.03) return;
+          const mx = x + cell / 2, my = y + cell / 2, r = cell * (kind === "agent" ? 0.3 : 0.17);
+          const look = { style: `fill:var(--a${agent});fill-opacity:${sure[k]}` };
+          const node = kind === "agent" ? make("circle", { cx: mx, cy: my, r, ...look }, svg)
+            : make("path", { class: "coin", d: `M${mx} ${my - r}L${mx + r} ${my}L${mx} ${my + r}L${mx - r} ${my}Z`, ...look }, svg);
+          make("title", {}, node, `${kind} of ${agents[agent]}: ${Math.round(sure[k] * 100)} %`);
+          if (kind === "agent" && agent === state.focal && sure[k] > 0.4) make("circle", { class: "eye", cx: mx, cy: my, r: r + 6 }, svg);
+        });
       });
     }
   }
@@ -186,14 +212,19 @@
     });
     const facts = part("facts");
     facts.replaceChildren();
+    const dreams = Boolean(v.dream);
+    part("bars-title").textContent = !v.others ? "What it would do itself"
+      : scene().others === "mirrored" ? "What it would do in each one’s place" : "What it expected each agent to do";
     const fact = (name, value) => { const row = html("tr", {}, facts); html("th", {}, row, name); html("td", {}, row, value); };
-    fact("reward it expected for this step", number(v.reward[t]));
+    if (dreams) fact("reward it expected for this step", number(v.reward[t]));
     fact("reward it really got", number(scene().reward[t][me]));
     fact("value: the return it expects from here", number(v.value[t]));
+    if (!dreams) return;
     fact(`gap (${scene().gap_label})`, state.step > scene().start ? number(v.gap[state.step]) : "– (still watching)");
     fact("the same if nothing had moved", state.step > scene().start ? number(v.still[state.step]) : "–");
   }
   function gaps() {
+    if (!view().dream) return;
     const svg = part("gap"), v = view(), w = 440, h = 120, from = scene().start, n = scene().steps;
     svg.replaceChildren();
     const high = Math.max(...v.gap, ...v.still, 1e-6);
@@ -215,13 +246,15 @@
     slider.value = t;
     part("clock").textContent = `step ${t} of ${scene().steps}`;
     player.dataset.step = t;
+    for (const name of ["dreamed", "gaps"]) part(name).hidden = !view().dream;
     part("dreamer").textContent = `What ${agents[state.focal]} imagined`;
     part("phase").textContent = t <= start
       ? `It is still watching: from step ${start} on it only imagines.`
       : `${t - start} steps into its dream. ${{
           plane: "Dashed: imagined. Pale: seven other dreams of the same start. Dots: where the bodies really were.",
-          image: "", strip: "" }[scene().kind]}`;
-    ({ plane, image: film, strip })[scene().kind](real, dream);
+          grid: "Eight dreams of the same start over one another.",
+          image: "One of eight dreams of the same start.", strip: "One of eight dreams of the same start." }[scene().kind]}`;
+    ({ plane, grid, image: film, strip })[scene().kind](real, dream);
     mind();
     gaps();
   }

@@ -1,0 +1,136 @@
+"""`watch`: evaluation episodes of trained agents as GIF or MP4, beside what one of them imagined. Needs no display."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from codream.agents import Agents, load
+from codream.config import ConfigError
+from codream.envs.pettingzoo import PettingZooEnv
+from codream.evaluation import as_host
+from codream.model_quality import Recording, record
+from codream.progress import Bar
+from codream.report.animation import scene_of
+from codream.report.dreams import played_only
+from codream.report.film import FPS, framed, frames_of, write_film
+from codream.report.measures import scenes_of
+from codream.runs import Run
+
+__all__ = ["watch"]
+
+LIMIT = 500  # steps of an episode that are shown
+HELD = 6  # frames for which an episode's last picture stands
+
+
+def watch(
+    run: str | Path | Run,
+    *,
+    out: str | Path | None = None,
+    episodes: int = 3,
+    dream: bool = True,
+    agent: str | None = None,
+    greedy: bool = False,
+    seed: int = 0,
+    fps: float = FPS,
+    checkpoint: int | None = None,
+    env: Any = None,
+    root: str | Path = "runs",
+    progress: bool = True,
+) -> Path:
+    """Play `episodes` evaluation episodes and write them as an animation. Returns its path.
+
+    `out`: a file that ends in .gif or .mp4 (default: `watch.gif` in the run's folder). `dream`: beside each episode
+    what `agent` (default: the first) imagined from its start on; where a game is long, its first 48 steps. Without,
+    all of up to 500 steps. `greedy`: the most probable action instead of a sampled one. `env`: the environment,
+    where the run was trained on one given as an object.
+
+    Drawn are positions in the games of MPE whose layout is known, boards, and images as the agent sees them; elsewhere
+    the environment's own picture where it is PettingZoo's and can make one, or the entries of the observation.
+
+    Raises RunError and CheckpointError as `load` does, ConfigError for an agent that is not there or another file name,
+    ModuleNotFoundError where MP4 lacks its library.
+    """
+    run = Run.open(run, root)
+    path = run.path / "watch.gif" if out is None else Path(out)
+    if path.suffix.lower() not in (".gif", ".mp4"):
+        raise ConfigError(f"expected a file that ends in .gif or .mp4, got {path}")
+    if episodes < 1:
+        raise ConfigError(f"episodes must be 1 or more, got {episodes}")
+    agents = load(run, checkpoint=checkpoint, env=env)
+    spec = agents.spec
+    if agent is not None and agent not in spec.agents:
+        raise ConfigError(f"{spec.name} has the agents {', '.join(spec.agents)}, got {agent!r}")
+    focal = 0 if agent is None else spec.agents.index(agent)
+    with Bar("watch", 3, unit="parts", show=progress) as bar:
+        bar.note("playing")
+        played = _recorded(agents, episodes, greedy, seed)
+        bar.note("drawing")
+        bar.update(1)
+        frames = _frames(agents, played, episodes, focal, dream, greedy, seed)
+        bar.note("writing")
+        bar.update(2)
+        write_film(path, frames, fps)
+        bar.update(3, last=True)
+    return path
+
+
+def _recorded(agents: Agents, episodes: int, greedy: bool, seed: int) -> Recording:
+    env = as_host(agents.make_env(episodes), episodes)
+    played = record(env, agents.player(greedy=greedy), episodes, seed=seed, limit=LIMIT)
+    env.close()
+    return played
+
+
+def _frames(
+    agents: Agents, played: Recording, episodes: int, focal: int, dream: bool, greedy: bool, seed: int
+) -> list[Image.Image]:
+    chosen = [(f"episode {k + 1}", k) for k in range(episodes)]
+    spec = agents.spec
+    dreams = dream and agents.state.world_model is not None
+    scenes = scenes_of(agents, played, chosen) if dreams else []
+    scenes = scenes or [scene_of(episode, spec) for episode in played_only(spec, played, chosen, LIMIT)]
+    if scenes[0]["kind"] == "strip":
+        own = _own_pictures(agents, episodes, greedy, seed)
+        if own:
+            return own
+    frames = []
+    for scene in scenes:
+        title = "" if dreams else scene["label"]
+        drawn = frames_of(scene, focal, spec.sides, spec.agents, title)
+        frames += drawn + [drawn[-1]] * HELD
+    return frames
+
+
+def _own_pictures(agents: Agents, episodes: int, greedy: bool, seed: int) -> list[Image.Image]:
+    """Episodes as a PettingZoo environment draws them; none where it cannot."""
+    name, options = agents.config.env, agents.config.env_kwargs
+    try:
+        from codream.envs import make_env
+
+        env = make_env(name, 1, **{**options, "render_mode": "rgb_array"})
+    except (TypeError, ValueError, ModuleNotFoundError):
+        return []
+    if not isinstance(env, PettingZooEnv) or env.spec != agents.spec:
+        return []
+    frames: list[Image.Image] = []
+    rng = np.random.default_rng(seed)
+    for k in range(episodes):
+        player, here = agents.player(greedy=greedy), env.reset(np.asarray([seed + k]))
+        total = np.zeros(agents.spec.num_agents)
+        for t in range(LIMIT + 1):
+            picture = env.picture()
+            if picture is None:
+                env.close()
+                return []
+            frames.append(framed(picture, f"episode {k + 1}", t, agents.spec.agents, total, agents.spec.sides))
+            if bool(here.last[0]):
+                break
+            here = env.step(player.act(here, rng), np.asarray([seed + k]))
+            total = total + here.reward[0]
+        frames += [frames[-1]] * HELD
+    env.close()
+    return frames
