@@ -61,9 +61,9 @@ class Crowd:
 def configured(env: Any, view: str = "each", **projection: Any) -> Config:
     """Preset wm_rnd, with changes of its projection."""
     base = preset("wm_rnd")
-    return dataclasses.replace(
-        base, projection=dataclasses.replace(base.projection, view=view, **projection)
-    ).resolve(env.spec)
+    return dataclasses.replace(base, projection=dataclasses.replace(base.projection, view=view, **projection)).resolve(
+        env.spec
+    )
 
 
 def state_of(env: Any, config: Config) -> wm_rnd.State:
