@@ -1,29 +1,42 @@
-"""Social dilemmas: WM-RND and its parts against independent PPO, one table for each game.
+"""Social dilemmas: WM-RND and its parts against independent PPO; one table and one plot for each game.
 
     python benchmarks/social_dilemmas.py [--games coin_game storm_2p] [--variants ippo ippo_common …] [--seeds 5]
-                                         [--steps 200000] [--episodes 400] [--root runs] [--out FILE]
+        [--steps 200000] [--episodes 200] [--results runs/social_dilemmas] [--out FILE] [--plots docs] [--table-only]
 
-Every variant differs from preset wm_rnd in one thing, but for `original` and the two of PPO. A run that has reached
-the steps is only evaluated, one that has not is resumed. Intervals are 95% bootstrap intervals of the mean over seeds.
+Every variant differs from preset wm_rnd in one thing, but for `original` and the two of PPO. All seeds of a variant are
+trained together in one program, which is the same as training each by itself, and several times faster. A variant is
+trained for `--steps` and then on until the time that wm_rnd took for them, so that the table has both: equal
+environment steps and, separately, equal wall-clock (compiling not counted). What was found is kept in `--results`, one
+file for each game and variant; variants found there are not trained again, those that are not are `unmeasured`.
+Intervals are 95% bootstrap intervals of the mean over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import codream
-from codream import Config, Run, preset
-from codream.checkpoint import saved
+from codream import Config, preset
+from codream.algorithms import algorithm
+from codream.envs.cooperation import cooperation_counter
+from codream.runs import device, environment_version
+from codream.social import Outcomes
+from codream.training import GraphDriver
 
 GAMES: dict[str, dict[str, Any]] = {
     "coin_game": {"num_inner_steps": 50, "num_outer_steps": 1, "payoff_matrix": [[1, 1, -2], [1, 1, -2]]},
-    "storm_2p": {},
+    "storm_2p": {"num_inner_steps": 152, "num_outer_steps": 1},
 }
 
 
@@ -38,10 +51,10 @@ def changed(part: str, **changes: Any) -> Callable[[], Config]:
 
 
 VARIANTS: dict[str, Callable[[], Config]] = {
+    "wm_rnd": lambda: preset("wm_rnd"),  # α annealed, RND shared, joint actions
     "ippo": lambda: preset("ippo"),
     "ippo_common": lambda: preset("ippo_common"),
     "original": lambda: preset("original"),
-    "wm_rnd": lambda: preset("wm_rnd"),  # α annealed, RND shared, joint actions
     "alpha_1": changed("projection", schedule="constant", symmetry=1.0),
     "alpha_0": changed("projection", schedule="constant", symmetry=0.0),
     "rnd_off": changed("curiosity", kind="none"),
@@ -50,81 +63,230 @@ VARIANTS: dict[str, Callable[[], Config]] = {
     "actions_own": changed("projection", actions="own"),
     "actions_predicted": changed("projection", actions="predicted"),
     "view_focal": changed("projection", view="focal"),
-    "coef_0.3": changed("projection", coef=0.3),
-    "coef_1": changed("projection", coef=1.0),
-    "coef_1_alpha_1": changed("projection", coef=1.0, schedule="constant", symmetry=1.0),
 }
 
 
-def trained(game: str, variant: str, seed: int, args: argparse.Namespace) -> Run:
-    """The run of a variant, trained as far as asked."""
-    name = f"social-{game}-{args.steps}-{variant}-seed{seed}"
-    path = Path(args.root) / name
-    if path.exists():
-        run = Run.open(path)
-        if max(saved(run.checkpoints), default=0) < args.steps:
-            codream.train(resume=run)
-        return run
+# ------------------------------------------------------------------------------------------ all seeds at once
+
+
+class Together:
+    """Runs of several seeds in one program: the in-graph driver, mapped over runners.
+
+    How far a rollout is filled is the same in all runs, and is not mapped over, so that the update stays a branch.
+    """
+
+    def __init__(self, env: Any, config: Config, chunk: int):
+        self.config = config.resolve(env.spec)
+        self.driver = GraphDriver(env, self.config, chunk)
+        self._static: Any = None
+        self._advance: Any = None
+
+    def start(self, seeds: list[int]) -> Any:
+        """Arrays of all runners, with a leading axis of runs."""
+        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        runners = eqx.filter_jit(eqx.filter_vmap(self.driver._begin))(keys)
+        arrays, self._static = eqx.partition(runners, eqx.is_array)
+        filled = lambda r: r.state.rollout.filled  # noqa: E731
+        axes = eqx.tree_at(filled, jax.tree.map(lambda _: 0, arrays), None)
+        arrays = eqx.tree_at(filled, arrays, filled(arrays)[0])
+
+        def one(arrays: Any) -> Any:
+            runner, metrics = self.driver._scan(eqx.combine(arrays, self._static))
+            return eqx.filter(runner, eqx.is_array), metrics
+
+        self._advance = jax.jit(jax.vmap(one, in_axes=(axes,), out_axes=(axes, 0)), donate_argnums=0)
+        return jax.tree.map(jnp.array, arrays)
+
+    def advance(self, arrays: Any) -> tuple[Any, Any]:
+        """One chunk of steps of all runs, and their metrics, which have a leading axis of runs."""
+        return self._advance(arrays)
+
+    def states(self, arrays: Any, run: int) -> Any:
+        """What one of the runs needs for acting."""
+        state = eqx.combine(arrays, self._static).state
+        mine = jax.tree.map(lambda x: x[run] if eqx.is_array(x) and x.ndim else x, state)
+        return mine.for_acting()
+
+
+def judged(env: Any, config: Config, states: list[Any], episodes: int, length: int) -> list[dict[str, Any]]:
+    """Social outcomes of each run in self-play, actions sampled: `episodes` episodes of `length` steps, in-graph."""
+    learner, count = algorithm(config), cooperation_counter(env)
+
+    @eqx.filter_jit
+    def play(state: Any, key: Any) -> tuple[Any, Any, Any]:
+        start_key, key = jax.random.split(key)
+        inner, here = jax.vmap(env.reset)(jax.random.split(start_key, episodes))
+        memory = learner.init_memory(state, episodes, config)
+
+        def body(carry: Any, key: Any) -> Any:
+            inner, here, memory = carry
+            act_key, env_key = jax.random.split(key)
+            actions, memory = learner.act(state, memory, here, act_key, config, collect=False)
+            after, there = jax.vmap(env.step)(jax.random.split(env_key, episodes), inner, actions)
+            choices = jnp.zeros(0) if count is None else jax.vmap(count)(inner, after)
+            return (after, there, memory), (there.reward, there.last, choices)
+
+        return jax.lax.scan(body, (inner, here, memory), jax.random.split(key, length))[1]
+
+    found = []
+    for run, state in enumerate(states):
+        reward, last, choices = jax.device_get(play(state, jax.random.key(1000 + run)))
+        assert last[-1].all()
+        assert not last[:-1].any()
+        outcomes = Outcomes(env.spec.agents, episodes)
+        outcomes.begin()
+        for t in range(length):
+            outcomes.step(reward[t], np.zeros(episodes, bool), None if count is None else choices[t])
+        for copy in range(episodes):
+            outcomes.finish(copy)
+        social = outcomes.social().to_json()
+        returns = reward.sum(axis=0).mean(axis=0).tolist()
+        found.append({"returns": returns, **social})
+    return found
+
+
+def train(game: str, variant: str, args: argparse.Namespace, seconds: float | None) -> dict[str, Any]:
+    """Train all seeds of a variant for `args.steps`, and on until `seconds` have passed; judge them at both places."""
+    env: Any = codream.make_env(f"jaxmarl:{game}", **GAMES[game])
     config = dataclasses.replace(
-        VARIANTS[variant](),
-        env=f"jaxmarl:{game}",
-        env_kwargs=GAMES[game],
-        seed=seed,
-        total_steps=args.steps,
-        checkpoint_every=args.steps,
+        VARIANTS[variant](), env=f"jaxmarl:{game}", env_kwargs=GAMES[game], total_steps=args.steps
     )
-    return codream.train(config, name=name, root=args.root)
+    together = Together(env, config, chunk=config.ppo.rollout)
+    arrays = together.start(list(range(args.seeds)))
+    length = GAMES[game]["num_inner_steps"]
+
+    def judge() -> list[dict[str, Any]]:
+        states = [together.states(arrays, run) for run in range(args.seeds)]
+        return judged(env, together.config, states, args.episodes, length)
+
+    found: dict[str, Any] = {"config": json.loads(config.to_json()), "seeds": args.seeds, "episodes": args.episodes}
+    spent, steps, curve, totals = 0.0, 0, [], None
+    while "steps" not in found or (seconds is not None and spent < seconds):
+        began = time.monotonic()
+        arrays, metrics = together.advance(arrays)
+        jax.block_until_ready(metrics)
+        before, steps = steps, int(arrays.state.steps.min())
+        if before:  # the first chunk also compiles
+            spent += time.monotonic() - began
+        totals = metrics if totals is None else jax.tree.map(jnp.add, totals, metrics)
+        every = args.steps // 40
+        if steps // every > before // every:
+            means = {k: np.asarray(a) / np.maximum(np.asarray(n), 1) for k, (a, n) in jax.device_get(totals).items()}
+            curve.append({"steps": steps, "seconds": spent, **{k: x.tolist() for k, x in means.items()}})
+            totals = None
+        if before < args.steps <= steps:
+            found["steps"] = {"steps": steps, "seconds": spent, "judged": judge()}
+            print(f"{game} {variant}: {steps:,} steps of {args.seeds} seeds in {spent:.0f} s", flush=True)
+    if seconds is not None:
+        found["seconds"] = {"steps": steps, "seconds": spent, "judged": judge()}
+    return {**found, "curve": curve}
 
 
-def interval(values: list[float | None]) -> str:
-    """Mean over seeds, with its 95% bootstrap interval where there are several."""
+# ------------------------------------------------------------------------------------------ tables and plots
+
+
+def interval(values: list[Any]) -> tuple[float, float, float] | None:
+    """Mean over seeds, with its 95% bootstrap interval."""
     known = [value for value in values if value is not None]
     if not known:
-        return "–"
-    if len(known) == 1:
-        return f"{known[0]:.2f}"
+        return None
     draws = np.random.default_rng(0).choice(known, (10_000, len(known))).mean(axis=1)
     low, high = np.percentile(draws, [2.5, 97.5])
-    return f"{np.mean(known):.2f} [{low:.2f}, {high:.2f}]"
+    return float(np.mean(known)), float(low), float(high)
 
 
-def row(game: str, variant: str, args: argparse.Namespace) -> tuple[str, codream.CrossPlay]:
-    """One line of a game's table, and the last evaluation behind it."""
-    columns: list[list[float | None]] = [[] for _ in range(6)]
-    result = None
-    for seed in range(args.seeds):
-        run = trained(game, variant, seed, args)
-        result = codream.evaluate(run, episodes=args.episodes)
-        social = result.social
-        assert social is not None
-        returns = list(result.rows[0].returns.values())
-        cooperation = None if social.cooperation is None else social.cooperation["all"][0]
-        seconds = run.metrics()[-1]["seconds"]
-        found = (social.efficiency[0], *returns[:2], social.equality[0], cooperation, seconds / 60)
-        for column, value in zip(columns, found, strict=True):
-            column.append(value)
-    assert result is not None
-    return f"| {variant} | " + " | ".join(map(interval, columns)) + " |", result
+def shown(values: list[Any]) -> str:
+    found = interval(values)
+    if found is None:
+        return "–"
+    mean, low, high = found
+    return f"{mean:.2f}" if low == high else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def table(game: str, args: argparse.Namespace) -> str:
-    """The markdown table of one game."""
-    lines = [
-        "| variant | efficiency | return, first | return, second | equality | cooperation | minutes |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    result = None
+MEASURES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "efficiency": lambda run: run["efficiency"][0],
+    "return, first": lambda run: run["returns"][0],
+    "return, second": lambda run: run["returns"][1],
+    "equality": lambda run: run["equality"][0],
+    "cooperation": lambda run: run["cooperation"]["all"][0] if run["cooperation"] else None,
+}
+
+
+def results(game: str, args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Every variant with what is known of it."""
     for variant in args.variants:
-        line, result = row(game, variant, args)
-        lines.append(line)
-        print(line, flush=True)
-    assert result is not None
+        path = Path(args.results) / f"{game}-{variant}.json"
+        yield variant, json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def table(game: str, place: str, args: argparse.Namespace) -> str:
+    """The markdown table of one game, at equal `steps` or at equal `seconds`."""
+    lines = [f"| variant | {' | '.join(MEASURES)} | steps | seconds, all seeds |", "|---" * (len(MEASURES) + 3) + "|"]
+    for variant, found in results(game, args):
+        if found is None or place not in found:
+            lines.append(f"| {variant} | unmeasured |" + " |" * (len(MEASURES) + 1))
+            continue
+        at = found[place]
+        cells = [shown([measure(run) for run in at["judged"]]) for measure in MEASURES.values()]
+        lines.append(f"| {variant} | {' | '.join(cells)} | {at['steps']:,} | {at['seconds']:.0f} |")
+    return "\n".join(lines)
+
+
+def plot(game: str, args: argparse.Namespace) -> Path | None:
+    """Learning curves of efficiency over steps, and efficiency and cooperation at equal steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    known = [(variant, found) for variant, found in results(game, args) if found]
+    if not known:
+        return None
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 5), width_ratios=[2, 1, 1])
+    colours = plt.get_cmap("tab20").colors  # pyright: ignore[reportAttributeAccessIssue]
+    for k, (variant, found) in enumerate(known):
+        curve = [row for row in found["curve"] if row["steps"] <= 1.05 * args.steps]
+        total = np.asarray([sum(np.asarray(x) for n, x in row.items() if n.startswith("episode/")) for row in curve])
+        x = [row["steps"] / 1000 for row in curve]
+        spans = [interval(row.tolist()) or (np.nan,) * 3 for row in total]
+        left.plot(x, [s[0] for s in spans], label=variant, color=colours[k % 20])
+        left.fill_between(x, [s[1] for s in spans], [s[2] for s in spans], color=colours[k % 20], alpha=0.15, lw=0)
+        for axis, name in ((middle, "efficiency"), (right, "cooperation")):
+            at = interval([MEASURES[name](run) for run in found["steps"]["judged"]])
+            if at is not None:
+                axis.errorbar(at[0], -k, xerr=[[at[0] - at[1]], [at[2] - at[0]]], fmt="o", color=colours[k % 20])
+    seeds = {found["seeds"] for _, found in known}
+    left.set(xlabel="environment steps, thousands", ylabel="sum of returns per training episode", title=game)
+    left.legend(fontsize=8, loc="upper left")
+    for axis, name in ((middle, "efficiency"), (right, "cooperation")):
+        axis.set(xlabel=name, title=f"{name} after {args.steps:,} steps")
+        axis.set_yticks([-k for k in range(len(known))], [variant for variant, _ in known] if axis is middle else [])
+        axis.grid(axis="x", alpha=0.3)
+    figure.text(0.01, 0.01, f"{'/'.join(map(str, sorted(seeds)))} seeds; mean and 95% bootstrap interval", fontsize=8)
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    path = Path(args.plots) / f"social_{game}.png"
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return path
+
+
+def report(game: str, args: argparse.Namespace) -> str:
+    """Both tables of a game, with their conditions."""
+    name = f"jaxmarl:{game}"
     about = (
-        f"{result.environment} ({result.version}) with {GAMES[game] or 'its defaults'}, {args.steps:,} steps, "
-        f"{args.seeds} seeds, mean and 95% bootstrap interval; {args.episodes} episodes a run, sampled actions, "
-        f"returns per agent and episode; {result.device}."
+        f"{name} ({environment_version(name)}) with {GAMES[game]}, {args.seeds} seeds, mean and 95% bootstrap "
+        f"interval; {args.episodes} episodes a run, sampled actions, returns per agent and episode; {device()}."
     )
-    return "\n".join([f"{game}: {about}", "", *lines])
+    return "\n\n".join(
+        [
+            f"### {game}",
+            about,
+            f"Equal environment steps ({args.steps:,}):",
+            table(game, "steps", args),
+            "Equal wall-clock (that of wm_rnd for those steps; all seeds of a variant trained together):",
+            table(game, "seconds", args),
+        ]
+    )
 
 
 def main() -> None:
@@ -133,11 +295,25 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--episodes", type=int, default=400)
-    parser.add_argument("--root", default="runs")
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--results", default="runs/social_dilemmas")
+    parser.add_argument("--plots", default="docs")
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--table-only", action="store_true", help="train nothing, draw what is known")
     args = parser.parse_args()
-    text = "\n\n".join(table(game, args) for game in args.games)
+    folder = Path(args.results)
+    folder.mkdir(parents=True, exist_ok=True)
+    for game in args.games:
+        seconds = None
+        for variant in [] if args.table_only else args.variants:
+            path = folder / f"{game}-{variant}.json"
+            if not path.exists():
+                path.write_text(json.dumps(train(game, variant, args, seconds)), encoding="utf-8")
+            if variant == "wm_rnd":
+                seconds = json.loads(path.read_text(encoding="utf-8"))["steps"]["seconds"]
+            print(table(game, "steps", args), flush=True)
+        plot(game, args)
+    text = "\n\n".join(report(game, args) for game in args.games)
     print(text)
     if args.out is not None:
         args.out.write_text(text + "\n", encoding="utf-8")

@@ -38,7 +38,7 @@ _LIBRARIES = (
     "mpe2",
     "jaxmarl",
 )
-_PACKAGE_OF = {"mpe2": "mpe2", "butterfly": "pettingzoo", "jaxmarl": "jaxmarl"}
+_PACKAGE_OF = {"mpe2": "mpe2", "butterfly": "pettingzoo", "jaxmarl": "jaxmarl", "socialjax": "socialjax"}
 
 
 class RunError(ValueError):
@@ -187,7 +187,12 @@ def environment_version(name: str) -> str | None:
     """Library and version behind an environment's name, e.g. `mpe2 1.1.1`; None for one given as an
     object."""
     package = _PACKAGE_OF.get(name.partition(":")[0])
-    return f"{package} {importlib.metadata.version(package)}" if package else None
+    if package is None:
+        return None
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:  # on the path, but not installed
+        return f"{package} {getattr(importlib.import_module(package), '__version__', 'of unknown version')}"
 
 
 def device() -> str:

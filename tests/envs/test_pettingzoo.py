@@ -321,7 +321,7 @@ def test_pong_is_butterflys_and_really_draws() -> None:
 def test_unknown_names_list_what_exists_nearest_first() -> None:
     with pytest.raises(UnknownEnvironment, match=r"'simple_tga'; the nearest: mpe2:simple_tag_v3, .*smax_3m.*object"):
         make_env("simple_tga")
-    with pytest.raises(UnknownEnvironment, match="families are mpe2, butterfly, jaxmarl"):
+    with pytest.raises(UnknownEnvironment, match="families are mpe2, butterfly, jaxmarl, socialjax"):
         make_env("atari:pong")
     with pytest.raises(UnknownEnvironment, match="nearest: mpe2:simple_tag_v3"):
         make_env("mpe2:simple_tag_v99")

@@ -177,8 +177,8 @@ def make_env(env: Any, num_envs: int = 1, **kwargs: Any) -> HostEnv | GraphEnv:
     `env` is one of
 
     - a name from `available_envs()`: `mpe2:simple_tag_v3`, `butterfly:cooperative_pong_v6`,
-      `jaxmarl:MPE_simple_tag_v3`, `jaxmarl:smax_3m`. The family and the version may be left out: a bare name
-      is looked up in mpe2, then in butterfly, then in jaxmarl, so `simple_tag` is mpe2's;
+      `jaxmarl:MPE_simple_tag_v3`, `jaxmarl:smax_3m`, `socialjax:coin_game`. The family and the version may be left
+      out: a bare name is looked up in mpe2, then in butterfly, jaxmarl and socialjax, so `simple_tag` is mpe2's;
     - a PettingZoo environment (parallel, or AEC where PettingZoo can convert it), or a class, function or
       module that makes one: with `num_envs > 1` copies are needed, so give the maker;
     - a JaxMARL environment, or anything that already is a `HostEnv` or a `GraphEnv` (returned as it is).

@@ -24,7 +24,7 @@ from codream.envs.spaces import IMAGE_SIZE, SMALLEST_IMAGE
 __all__ = ["GraphState", "JaxMARLEnv", "make_jaxmarl"]
 
 # The end of an episode is only ever a time limit in these families, so nothing there is terminal.
-_TIME_LIMIT_ONLY = frozenset({"mpe", "coin_game", "storm", "overcooked", "overcooked_v2"})
+_TIME_LIMIT_ONLY = frozenset({"mpe", "coin_game", "storm", "overcooked", "overcooked_v2", "socialjax"})
 # Agents of these families finish one by one. (A dead SMAX ally does not: it keeps the action "stop" and, so
 # that a noble sacrifice pays, its share of the team's reward; its episode is over with the battle.)
 _FINISH_ONE_BY_ONE = frozenset({"jaxnav"})
@@ -274,7 +274,10 @@ class JaxMARLEnv:
 
 
 def _family(env: Any) -> str:
-    """Folder of JaxMARL that the environment, or its nearest ancestor there, lives in: `mpe`, `smax`, …"""
+    """Folder of JaxMARL that the environment, or its nearest ancestor there, lives in: `mpe`, `smax`, …; or what the
+    environment says itself."""
+    if isinstance(given := getattr(env, "family", None), str):
+        return given
     for kind in type(env).__mro__:
         parts = kind.__module__.split(".")
         if parts[:2] == ["jaxmarl", "environments"] and len(parts) > 3:

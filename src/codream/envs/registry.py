@@ -88,6 +88,11 @@ def _jaxmarl_names() -> list[str]:
     return registered + [f"smax_{name}" for name in maps]
 
 
+def _socialjax_names() -> list[str]:
+    folder = _package_folder("socialjax")
+    return _assigned(folder / "registration.py", "REGISTERED_ENVS") if folder else []
+
+
 def _make_mpe2(name: str, num_envs: int, kwargs: dict[str, Any]) -> HostEnv:
     from codream.envs.pettingzoo import PettingZooEnv
 
@@ -122,10 +127,22 @@ def _make_jaxmarl(name: str, num_envs: int, kwargs: dict[str, Any]) -> GraphEnv:
     return make_jaxmarl(name, **kwargs)
 
 
+def _make_socialjax(name: str, num_envs: int, kwargs: dict[str, Any]) -> GraphEnv:
+    from codream.envs.socialjax import make_socialjax
+
+    del num_envs
+    return make_socialjax(name, **kwargs)
+
+
 _FAMILIES = {
     "mpe2": _Family(_mpe2_names, _make_mpe2, "pip install mpe2"),
     "butterfly": _Family(_butterfly_names, _make_butterfly, 'pip install "codream[butterfly]"'),
     "jaxmarl": _Family(_jaxmarl_names, _make_jaxmarl, "pip install jaxmarl", prefix="MPE_"),
+    "socialjax": _Family(
+        _socialjax_names,
+        _make_socialjax,
+        "it is on no package index; git clone https://github.com/cooperativex/SocialJax and put the folder on PYTHONPATH",
+    ),
 }
 
 
