@@ -51,7 +51,7 @@ def test_an_episode_is_counted_from_its_reset_to_its_end() -> None:
     assert {name: share for name, (share, _) in social.cooperation.items()} == {"a": 1.0, "b": 0.0, "all": 0.5}
     assert "efficiency 3.50 ± 1.50" in social.sentence()
     plain = social.to_json()
-    assert plain["efficiency"] == [3.5, 1.5]
+    assert plain["efficiency"] == pytest.approx([3.5, 1.5])
     outcomes.begin()
     assert not outcomes._return.any()
 

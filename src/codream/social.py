@@ -24,7 +24,7 @@ def equality(returns: Float[np.ndarray, "*b agents"]) -> Float[np.ndarray, "*b"]
     n = returns.shape[-1]
     apart = np.abs(returns[..., :, None] - returns[..., None, :]).sum(axis=(-2, -1))
     size = 2 * n * np.abs(returns).sum(axis=-1)
-    return 1.0 - np.divide(apart, size, out=np.zeros_like(apart), where=size > 0)
+    return np.asarray(1.0 - np.divide(apart, size, out=np.zeros(apart.shape), where=size > 0))
 
 
 @dataclasses.dataclass(frozen=True)
