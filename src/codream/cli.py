@@ -59,7 +59,7 @@ class Train:
     wandb: WandbMode = "off"
     """Also log to Weights & Biases."""
     peek: bool = True
-    """Now and then, in at most a tenth of the time, play a little: cross-play so far and a dream in TensorBoard."""
+    """Now and then, in at most 3 % of the time, play a little: cross-play so far and a dream in TensorBoard."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,7 @@ def train(
     may differ from it. `env`: an environment as an object (see `make_env`), instead of the one that
     `config.env` names. `name`: made from environment, preset and seed if not given. `checkpoint`: resume
     from the checkpoint at this step instead of the latest; later ones are set aside. `wandb`: `offline` or
-    `online` also logs to Weights & Biases. `peek`: now and then, in at most a tenth of the time, play a little and
+    `online` also logs to Weights & Biases. `peek`: now and then, in at most 3 % of the time, play a little and
     show the cross-play so far and an episode beside its dream in TensorBoard; what is learned is the same. At the
     end the run's report is drawn, of what training logged; `codream.report(run)` adds what only playing can show.
 

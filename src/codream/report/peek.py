@@ -18,7 +18,7 @@ from codream.report.sections import standing_markdown
 
 __all__ = ["Peek"]
 
-SHARE = 0.1  # of the wall-clock, at most
+SHARE = 0.03  # of the wall-clock, at most
 GUESS = 6.0  # seconds that a first look takes
 EPISODES = 10  # of every pairing
 LIMIT = 200  # steps of the episode that is shown
