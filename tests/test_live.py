@@ -17,9 +17,11 @@ import codream
 from codream import ConfigError, Run, cli, preset
 from codream.envs import EnvSpec
 from codream.live import EVENTS, Live, live_table, publish
+from codream.nets import tree_of
 from codream.progress import Bar
-from codream.report.peek import Peek
+from codream.report.peek import GUESS, Peek
 from codream.trainer import _Loop
+from codream.training import Runner
 
 SPEC = EnvSpec("tag", ("adversary_0", "adversary_1", "agent_0"), ((4,),) * 3, (5,) * 3)
 MEANS = {
@@ -142,7 +144,7 @@ def test_looking_on_shows_pictures_and_changes_nothing(
 
 
 def test_looks_take_a_small_share_of_the_time_at_most() -> None:
-    peek = Peek("run", preset("small"), None, None)  # type: ignore[arg-type]
+    peek = tree_of(Peek, spent=0.0, _cost=GUESS)
     assert not peek.due(199.0)
     assert peek.due(201.0)
     peek.spent = peek._cost = 15.0
@@ -150,7 +152,7 @@ def test_looks_take_a_small_share_of_the_time_at_most() -> None:
     assert peek.due(1001.0)
 
 
-def test_a_look_that_fails_does_not_stop_training(host_run: Run) -> None:
+def test_a_look_that_fails_does_not_stop_training() -> None:
     class Broken:
         def due(self, elapsed: float) -> bool:
             return elapsed >= 0
@@ -160,7 +162,7 @@ def test_a_look_that_fails_does_not_stop_training(host_run: Run) -> None:
 
     said: list[str] = []
     bar = SimpleNamespace(note=lambda _: None, update=lambda _: None, say=said.append)
-    loop = _Loop(host_run, None, host_run.config, bar, None, Broken())  # type: ignore[arg-type]
-    loop._look(SimpleNamespace(state=None))  # type: ignore[arg-type]
+    loop = tree_of(_Loop, peek=Broken(), bar=bar, began=0.0, line_began=0.0, steps=0)
+    loop._look(tree_of(Runner, state=None))
     assert said == ["no more looks at this run while it trains: OSError: nothing to see"]
     assert loop.peek is None

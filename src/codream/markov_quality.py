@@ -9,7 +9,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from codream.envs import EnvSpec
 from codream.markov_model import MarkovModel, own_first
@@ -97,7 +97,7 @@ def imagine_along(
     start: Int[Array, ""] | int,
     reward_scale: Float[Array, ""],
     return_scales: Float[Array, " agents"],
-    keys: PRNGKeyArray,
+    keys: Key[Array, " dreams"],
 ) -> dict[str, Array]:
     """Step through an episode with every agent; up to `start` it sees the real observation, then what it imagines.
 

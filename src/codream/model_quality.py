@@ -22,6 +22,7 @@ from codream.envs import EnvSpec, HostEnv, TimeStep
 from codream.evaluation import as_host
 from codream.foresight import Foresight, foresight
 from codream.latents import two_hot_mean
+from codream.nets import tree_of
 from codream.world_model import Hidden, Sequence, WorldModel
 
 __all__ = ["ModelQuality", "Recording", "measure", "record", "sequences_of"]
@@ -98,7 +99,8 @@ def sequences_of(steps: list[TimeStep], actions: list[Any], agents: int) -> Sequ
     each = lambda x: np.moveaxis(x, 2, 1).reshape(episodes * agents, time, *x.shape[3:])  # noqa: E731
     shared = lambda x: np.repeat(x, agents, axis=0)  # noqa: E731
     x = jnp.asarray
-    return Sequence(
+    return tree_of(  # a batch of what is annotated as one
+        Sequence,
         obs=x(each(stack.obs)),
         mask=x(each(stack.mask)),
         action=x(shared(action)),

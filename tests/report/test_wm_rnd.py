@@ -35,7 +35,16 @@ def short(name: str, **changes: object) -> Config:
         log_every=32,
         world_model_every=16.0,
         world_model=dataclasses.replace(
-            base.world_model, hidden=8, units=8, groups=2, classes=4, batch=2, length=4, team_hidden=8, team_heads=2
+            base.world_model,
+            hidden=8,
+            units=8,
+            groups=2,
+            classes=4,
+            batch=2,
+            length=4,
+            team_hidden=8,
+            team_heads=2,
+            heads=2,
         ),
         ppo=dataclasses.replace(base.ppo, units=8, layers=1, rollout=8, epochs=1, minibatches=2),
         curiosity=dataclasses.replace(base.curiosity, units=8, features=4),

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped
 
 from codream import matwm
 from codream.actor_critic import Actor, Critic
@@ -145,10 +145,10 @@ def _dreamer(agents: Agents) -> tuple[Any, int]:
     """What imagines along an episode with all agents, and after how many steps it may begin."""
     spec = agents.spec
 
-    def matwm_dreams(state: Any, s: Sequence, start: Any, keys: PRNGKeyArray) -> dict[str, Array]:
+    def matwm_dreams(state: Any, s: Sequence, start: Any, keys: Key[Array, " dreams"]) -> dict[str, Array]:
         return _all_agents(state.world_model, state.agents.actor, state.agents.critic, s, start, keys)
 
-    def markov_dreams(state: Any, s: Sequence, start: Any, keys: PRNGKeyArray) -> dict[str, Array]:
+    def markov_dreams(state: Any, s: Sequence, start: Any, keys: Key[Array, " dreams"]) -> dict[str, Array]:
         scales = (state.rewards.scale, state.returns.scale)
         return imagine_along(state.world_model, spec, state.learners, s, start, *scales, keys)
 
@@ -172,7 +172,12 @@ def _stretch(x: Array, rows: int) -> Array:
 
 
 def _all_agents(
-    model: WorldModel, actors: Actor, critics: Critic, s: Sequence, start: Int[Array, ""] | int, keys: PRNGKeyArray
+    model: WorldModel,
+    actors: Actor,
+    critics: Critic,
+    s: Sequence,
+    start: Int[Array, ""] | int,
+    keys: Key[Array, " dreams"],
 ) -> dict[str, Array]:
     """Axes [agents, dreams, time]."""
 
