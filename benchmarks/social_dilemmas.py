@@ -82,30 +82,37 @@ class Together:
         self._advance: Any = None
 
     def start(self, seeds: list[int]) -> Any:
-        """Arrays of all runners, with a leading axis of runs."""
+        """Arrays of all runners, with a leading axis of runs; and the rows of a rollout that are filled."""
         keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         runners = eqx.filter_jit(eqx.filter_vmap(self.driver._begin))(keys)
         arrays, self._static = eqx.partition(runners, eqx.is_array)
-        filled = lambda r: r.state.rollout.filled  # noqa: E731
-        axes = eqx.tree_at(filled, jax.tree.map(lambda _: 0, arrays), None)
-        arrays = eqx.tree_at(filled, arrays, filled(arrays)[0])
 
-        def one(arrays: Any) -> Any:
-            runner, metrics = self.driver._scan(eqx.combine(arrays, self._static))
-            return eqx.filter(runner, eqx.is_array), metrics
+        def one(arrays: Any, filled: Any) -> Any:
+            runner = eqx.combine(eqx.tree_at(_filled, arrays, filled, is_leaf=lambda x: x is None), self._static)
+            arrays, metrics = self.driver._scan(runner)
+            arrays = eqx.filter(arrays, eqx.is_array)
+            return (eqx.tree_at(_filled, arrays, None), _filled(arrays)), metrics
 
-        self._advance = jax.jit(jax.vmap(one, in_axes=(axes,), out_axes=(axes, 0)), donate_argnums=0)
-        return jax.tree.map(jnp.array, arrays)
+        self._advance = jax.jit(jax.vmap(one, in_axes=(0, None), out_axes=((0, None), 0)), donate_argnums=0)
+        # Every leaf a buffer of its own, since the chunks reuse them.
+        return jax.tree.map(jnp.array, (eqx.tree_at(_filled, arrays, None), _filled(arrays)[0]))
 
     def advance(self, arrays: Any) -> tuple[Any, Any]:
         """One chunk of steps of all runs, and their metrics, which have a leading axis of runs."""
-        return self._advance(arrays)
+        return self._advance(*arrays)
 
-    def states(self, arrays: Any, run: int) -> Any:
+    def steps(self, arrays: Any) -> int:
+        """Environment steps that every run has done."""
+        return int(arrays[0].state.steps.min())
+
+    def state(self, arrays: Any, run: int) -> Any:
         """What one of the runs needs for acting."""
-        state = eqx.combine(arrays, self._static).state
-        mine = jax.tree.map(lambda x: x[run] if eqx.is_array(x) and x.ndim else x, state)
-        return mine.for_acting()
+        mine = jax.tree.map(lambda x: x[run], arrays[0])
+        return eqx.combine(mine, self._static).state.for_acting()
+
+
+def _filled(runner: Any) -> Any:
+    return runner.state.rollout.filled
 
 
 def judged(env: Any, config: Config, states: list[Any], episodes: int, length: int) -> list[dict[str, Any]]:
@@ -156,7 +163,7 @@ def train(game: str, variant: str, args: argparse.Namespace, seconds: float | No
     length = GAMES[game]["num_inner_steps"]
 
     def judge() -> list[dict[str, Any]]:
-        states = [together.states(arrays, run) for run in range(args.seeds)]
+        states = [together.state(arrays, run) for run in range(args.seeds)]
         return judged(env, together.config, states, args.episodes, length)
 
     found: dict[str, Any] = {"config": json.loads(config.to_json()), "seeds": args.seeds, "episodes": args.episodes}
@@ -165,7 +172,7 @@ def train(game: str, variant: str, args: argparse.Namespace, seconds: float | No
         began = time.monotonic()
         arrays, metrics = together.advance(arrays)
         jax.block_until_ready(metrics)
-        before, steps = steps, int(arrays.state.steps.min())
+        before, steps = steps, together.steps(arrays)
         if before:  # the first chunk also compiles
             spent += time.monotonic() - began
         totals = metrics if totals is None else jax.tree.map(jnp.add, totals, metrics)

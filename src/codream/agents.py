@@ -95,22 +95,24 @@ class Agents:
         if seed is not None:
             self._rng = np.random.default_rng(seed)
 
-    def act(
-        self, obs: Mapping[Any, Any], infos: Mapping[Any, Any] | None = None, *, greedy: bool = False
-    ) -> dict[Any, int]:
+    def act(self, obs: Any, infos: Mapping[Any, Any] | None = None, *, greedy: bool = False) -> dict[Any, int]:
         """Actions for one step of one environment, remembering the episode since `reset`.
 
         `obs`: {agent: observation} as the environment gives them; agents that are not in it get no action.
         Action masks are read from the observations, or from `infos` as PettingZoo's `reset` and `step`
         return them.
         """
+        if not isinstance(obs, Mapping):  # SocialJax's array with an agent axis
+            obs = dict(enumerate(obs))
         first = self._episode is None
         if self._episode is None:
             self._episode = self.player(greedy=greedy)
         self._episode.greedy = greedy
         here = self._env.encode(obs, infos, first=first)
         actions = self._episode.act(here, self._rng)
-        names = dict(zip(self.spec.agents, actions[0].tolist(), strict=True))
+        # By the environment's own names, which may be numbers.
+        ids = map(str, getattr(self._env, "_ids", self.spec.agents))
+        names = dict(zip(ids, actions[0].tolist(), strict=True))
         return {agent: names[str(agent)] for agent in obs}
 
 

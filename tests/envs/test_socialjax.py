@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from codream.agents import load
 from codream.cli import main
 from codream.config import preset
 from codream.envs import make_env
@@ -74,11 +75,15 @@ def test_an_agent_alone_has_a_reward_of_its_own(stand_in):
 
 def test_it_trains_by_name(stand_in, tmp_path):
     """One compiled chunk, in the smallest nets."""
-    nets = {"units": 4, "layers": 1, "rollout": 4, "minibatches": 1, "epochs": 1}
-    small = ["--num-envs", "2", *(word for name, value in nets.items() for word in (f"--ppo.{name}", str(value)))]
+    options = {"ppo.units": 4, "ppo.layers": 1, "ppo.rollout": 4, "ppo.minibatches": 1, "ppo.epochs": 1, "num-envs": 2}
+    small = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     args = ["train", "--preset", "ippo", "--env", "socialjax:coin_game", "--total-steps", "32", "--episodes", "0"]
     assert main([*args, "--log-every", "32", "--root", str(tmp_path), "--name", "run", *small]) == 0
     assert (tmp_path / "run" / "report.html").exists()
+    agents = load(tmp_path / "run")
+    chosen = agents.act(np.zeros((2, 11, 11, 2)))
+    assert set(chosen) == {0, 1}
+    assert all(0 <= action < 7 for action in chosen.values())
 
 
 @pytest.mark.skipif(REAL, reason="SocialJax is installed")

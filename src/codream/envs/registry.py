@@ -141,7 +141,8 @@ _FAMILIES = {
     "socialjax": _Family(
         _socialjax_names,
         _make_socialjax,
-        "it is on no package index; git clone https://github.com/cooperativex/SocialJax, put the folder on PYTHONPATH",
+        "it is on no package index, so git clone https://github.com/cooperativex/SocialJax and put the folder on "
+        "PYTHONPATH",
     ),
 }
 

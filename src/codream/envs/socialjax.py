@@ -7,6 +7,7 @@ already the next episode's.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -20,8 +21,7 @@ __all__ = ["SocialJaxEnv", "make_socialjax"]
 
 def make_socialjax(name: str, **kwargs: Any) -> SocialJaxEnv:
     """Build a SocialJax environment from its registered name."""
-    import socialjax  # pyright: ignore[reportMissingImports]
-
+    socialjax = importlib.import_module("socialjax")  # which this module is named after
     return SocialJaxEnv(socialjax.make(name, **kwargs), name=f"socialjax:{name}")
 
 
