@@ -14,7 +14,11 @@ from codream.training import driver_for
 
 @pytest.mark.parametrize(
     ("env", "part"),
-    [("butterfly:cooperative_pong", "rec"), ("jaxmarl:smax_3m", "mask"), ("jaxmarl:MPE_simple_tag_v3", "team")],
+    [
+        ("butterfly:cooperative_pong", "rec"),
+        ("jaxmarl:smax_3m", "mask"),
+        pytest.param("jaxmarl:MPE_simple_tag_v3", "team", marks=pytest.mark.slow),
+    ],
 )
 def test_a_few_updates(env: str, part: str) -> None:
     config = dataclasses.replace(tiny_config(env=env), num_envs=2, warmup=40, world_model_every=20.0, agents_every=20.0)

@@ -61,7 +61,7 @@ class Live:
         """A cross-play table (Markdown) and an episode beside its dream (an animated GIF)."""
         publish(self._folder, steps, table, gif)
         if self._wandb is not None:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
 
             video = wandb.Video(io.BytesIO(gif), format="gif")
             self._wandb.log(
@@ -99,7 +99,7 @@ def _writer(folder: Path, purge: int | None) -> Any:
 
 
 def _start_wandb(folder: Path, config: Config, mode: Literal["offline", "online"]) -> Any:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     return wandb.init(
         project="codream",

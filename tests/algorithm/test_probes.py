@@ -136,6 +136,7 @@ def test_another_is_followed_by_predicting_it():
     assert reward[0] > 0.9
 
 
+@pytest.mark.slow
 def test_without_the_prediction_a_linear_actor_cannot_follow():
     env = OtherActs()
     config = configured(env, {"teammates": False}, LINEAR)

@@ -6,6 +6,7 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import numpy as np
+import pytest
 from tiny_wm_rnd import Helping, unresolved
 
 from codream.training import GraphDriver
@@ -13,6 +14,7 @@ from codream.training import GraphDriver
 FILE = Path(__file__).parents[2] / "benchmarks" / "social_dilemmas.py"
 
 
+@pytest.mark.slow
 def test_seeds_together_are_the_seeds_one_by_one():
     spec = importlib.util.spec_from_file_location("social_dilemmas", FILE)
     assert spec is not None

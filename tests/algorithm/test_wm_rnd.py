@@ -339,6 +339,7 @@ def test_what_if_everyone_acted_as_i_do_makes_helping_pay():
 # ------------------------------------------------------------------------------------------ runs
 
 
+@pytest.mark.slow
 def test_a_graph_run_resumed_equals_the_uninterrupted_one(tmp_path):
     """With everything on: masks, agents that differ, predicted partners, hybrid curiosity."""
     env = Mixed()
@@ -425,8 +426,15 @@ def test_every_meaningful_pair_takes_a_real_update(actions, partners, curiosity,
     assert all(np.isfinite(total) for total, _ in metrics.values())
 
 
+class Clock(Bandit):
+    """Shows the time, so that observations differ."""
+
+    def look(self, state):
+        return jnp.full((self.spec.num_agents, 1), state.step, jnp.float32)
+
+
 def test_matwm_with_curiosity_trains():
-    env = Bandit()
+    env = Clock()
     config = tiny(env.spec, world_model_every=16.0, agents_every=16.0)
     config = dataclasses.replace(config, curiosity=unresolved(curiosity=curiosity_of("shared")).curiosity)
     driver = GraphDriver(env, config, chunk=48)

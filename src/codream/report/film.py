@@ -251,7 +251,7 @@ def _save_mp4(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
             'MP4 needs a library that is not installed; type: pip install "codream[video]", or choose a .gif'
         ) from None
     width, height = (n - n % 2 for n in frames[0].size)  # as the codec wants it
-    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=2)
+    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=2)  # pyright: ignore[reportArgumentType]
     writer.send(None)
     for frame in frames:
         writer.send(np.ascontiguousarray(np.asarray(frame.crop((0, 0, width, height)))))

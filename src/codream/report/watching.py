@@ -10,7 +10,6 @@ from PIL import Image
 
 from codream.agents import Agents, load
 from codream.config import ConfigError
-from codream.envs.pettingzoo import PettingZooEnv
 from codream.evaluation import as_host
 from codream.model_quality import Recording, record
 from codream.progress import Bar
@@ -110,6 +109,7 @@ def _own_pictures(agents: Agents, episodes: int, greedy: bool, seed: int) -> lis
     name, options = agents.config.env, agents.config.env_kwargs
     try:
         from codream.envs import make_env
+        from codream.envs.pettingzoo import PettingZooEnv
 
         env = make_env(name, 1, **{**options, "render_mode": "rgb_array"})
     except (TypeError, ValueError, ModuleNotFoundError):
