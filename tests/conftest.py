@@ -27,6 +27,13 @@ from helpers import tiny_config  # noqa: E402
 
 from codream import Run, train  # noqa: E402
 
+LONG = ("test_notebook", "test_readme", "test_training", "test_resume", "test_wm_rnd", "test_probes", "test_cli")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that take long begin first, so that at the end no process waits long for the other."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _free_compiled_programs() -> Iterator[None]:
