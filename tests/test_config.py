@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from codream import Config, ConfigError, EnvSpec, preset
-from codream.config import _RANGES, PRESETS, AgentConfig, ReplayConfig, WorldModelConfig
+from codream.config import AgentConfig, ReplayConfig, WorldModelConfig
+from codream.presets import PRESETS
+from codream.ranges import RANGES
 
 TAG = EnvSpec("tag", ("a_0", "a_1", "a_2", "b_0"), ((16,), (16,), (16,), (14,)), (5, 5, 5, 5))
 IMAGES = EnvSpec("pong", ("left", "right"), ((64, 64, 3),) * 2, (3, 3))
@@ -38,13 +40,13 @@ def test_every_number_has_a_range() -> None:
         for field in dataclasses.fields(part):
             if str(field.type).startswith(("int", "float", "tuple[float")):
                 numbers.add(path + field.name)
-    assert numbers == set(_RANGES)
+    assert numbers == set(RANGES)
 
 
-@pytest.mark.parametrize("path", _RANGES)
+@pytest.mark.parametrize("path", RANGES)
 def test_a_value_out_of_range_says_the_range(path: str) -> None:
     part, _, name = path.rpartition(".")
-    low, high = _RANGES[path]
+    low, high = RANGES[path]
     assert low is not None
     span = f"{low} to {high}" if high is not None else f"{low} or more"
     owner: Any = Config() if not part else getattr(Config(), part)

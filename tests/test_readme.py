@@ -11,6 +11,7 @@ from helpers import Toy, toy_config
 
 import codream
 from codream import Config, Run, cli, preset
+from codream.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -111,7 +112,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 def test_the_table_of_presets_is_true() -> None:
     columns = [preset(name) for name in ("paper", "summary", "small")]
-    matwm = [name for name, config in codream.config.PRESETS.items() if config.algo == "matwm"]
+    matwm = [name for name, config in PRESETS.items() if config.algo == "matwm"]
     assert matwm == ["paper", "summary", "small"]
     rows = {
         "hidden / layers / heads": lambda c: f"{c.world_model.hidden} / {c.world_model.layers} / {c.world_model.heads}",

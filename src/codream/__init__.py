@@ -3,10 +3,11 @@
 from codream.accelerators import Devices, devices
 from codream.agents import Agents, load
 from codream.checkpoint import CheckpointError
-from codream.config import Config, ConfigError, preset
+from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, EnvSpec, TimeStep, UnknownEnvironment, available_envs, make_env
 from codream.evaluation import CrossPlay, evaluate
 from codream.inspection import Inspection, inspect
+from codream.presets import preset
 from codream.report import compare, report, watch
 from codream.runs import Run, RunError
 from codream.trainer import TrainingDiverged, train

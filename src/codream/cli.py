@@ -22,11 +22,12 @@ from rich.console import Console
 from codream.accelerators import devices
 from codream.agents import load
 from codream.checkpoint import CheckpointError
-from codream.config import Config, ConfigError, preset
+from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, UnknownEnvironment
 from codream.evaluation import CrossPlay, evaluate
 from codream.inspection import inspect
 from codream.live import WandbMode
+from codream.presets import preset
 from codream.report import compare, report, watch
 from codream.runs import Run, RunError
 from codream.trainer import TrainingDiverged, train

@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses, and the named presets built from them.
+"""Configuration: frozen dataclasses, and what is refused. `codream.presets` has the named ones.
 
 The dataclass is the configuration file, the help text and the type check. Fields left at `None` follow a
 rule that needs the environment (`Config.resolve`), such as the paper's rule for the horizon.
@@ -12,12 +12,11 @@ import json
 import typing
 from typing import Any, Literal
 
-from codream.config_wm_rnd import RANGES as _WM_RND_RANGES
 from codream.config_wm_rnd import CuriosityConfig, PPOConfig, ProjectionConfig
 from codream.envs import EnvSpec
+from codream.ranges import out_of_range
 
 __all__ = [
-    "PRESETS",
     "AgentConfig",
     "Config",
     "ConfigError",
@@ -27,7 +26,6 @@ __all__ = [
     "ProjectionConfig",
     "ReplayConfig",
     "WorldModelConfig",
-    "preset",
 ]
 
 
@@ -217,7 +215,7 @@ class Config:
     projection: ProjectionConfig = _PROJECTION
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        _check_numbers(self)
         _check_design(self)
 
     def resolve(self, spec: EnvSpec) -> Config:
@@ -301,81 +299,10 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
     return cls(**{name: read(name, value) for name, value in values.items()})
 
 
-# (lowest, highest); None is open. Every numeric option has a range, for each number of a list.
-_RANGES: dict[str, tuple[float | None, float | None]] = {
-    "seed": (0, 2**31 - 1),
-    "num_envs": (1, 4096),
-    "total_steps": (1, None),
-    "warmup": (0, None),
-    "world_model_every": (1e-3, None),
-    "agents_every": (1e-3, None),
-    "checkpoint_every": (1, None),
-    "checkpoints_kept": (1, None),
-    "log_every": (1, None),
-    "world_model.groups": (1, 1024),
-    "world_model.classes": (2, 1024),
-    "world_model.unimix": (0, 1),
-    "world_model.change_bins": (3, 1025),
-    "world_model.change_range": (1e-3, 1e3),
-    "world_model.near": (1e-6, None),  # each of them
-    "world_model.hidden": (2, None),
-    "world_model.layers": (1, 64),
-    "world_model.heads": (1, None),
-    "world_model.units": (1, None),
-    "world_model.encoder_layers": (0, 64),
-    "world_model.head_layers": (0, 64),
-    "world_model.image_depth": (1, None),
-    "world_model.reward_bins": (3, 1025),
-    "world_model.team_hidden": (2, None),
-    "world_model.team_layers": (1, 64),
-    "world_model.team_heads": (1, None),
-    "world_model.batch": (1, None),
-    "world_model.length": (2, None),
-    "world_model.lr": (0, 1),
-    "world_model.outcome_lr": (0, 1),
-    "world_model.clip": (1e-6, None),
-    "world_model.rec_weight": (0, None),
-    "world_model.reward_weight": (0, None),
-    "world_model.continue_weight": (0, None),
-    "world_model.team_weight": (0, None),
-    "world_model.mask_weight": (0, None),
-    "world_model.dyn_weight": (0, None),
-    "world_model.rep_weight": (0, None),
-    "world_model.free_nats": (0, None),
-    "agents.units": (1, None),
-    "agents.layers": (0, 64),
-    "agents.lr": (0, 1),
-    "agents.clip": (1e-6, None),
-    "agents.context": (2, 1024),
-    "agents.horizon": (1, 1024),
-    "agents.starts": (1, None),
-    "agents.gamma": (0, 1),
-    "agents.lam": (0, 1),
-    "agents.entropy": (0, None),
-    "agents.critic_ema": (0, 1),
-    "agents.critic_ema_weight": (0, None),
-    "agents.return_ema": (0, 1),
-    "agents.value_bins": (3, 1025),
-    "replay.capacity": (2, None),
-    "replay.decay": (0.9, 1),
-    "partners.random_share": (0, 1),
-    "partners.past_share": (0, 1),
-    "partners.past_every": (1, None),
-    "partners.past_kept": (1, 64),
-    **_WM_RND_RANGES,
-}
-
-
-def _check_ranges(config: Config) -> None:
-    for path, (low, high) in _RANGES.items():
-        value: Any = config
-        for name in path.split("."):
-            value = getattr(value, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            # A comparison with NaN is false, so NaN is refused too.
-            if number is not None and not ((low is None or number >= low) and (high is None or number <= high)):
-                span = f"{low} to {high}" if high is not None else f"{low} or more"
-                raise ConfigError(f"{path} must be {span}, got {number}")
+def _check_numbers(config: Config) -> None:
+    """Refuse numbers that are out of range, and those that do not go together."""
+    for wrong in out_of_range(config):
+        raise ConfigError(wrong)
     for part, width in (("", config.world_model.hidden), ("team_", config.world_model.team_hidden)):
         heads = getattr(config.world_model, f"{part}heads")
         if width % (2 * heads):
@@ -444,100 +371,3 @@ def _check_design(config: Config) -> None:
             f"projection.schedule={projection.schedule} changes the symmetry ratio of an imagined return, but with "
             "projection.coef=0 nothing is imagined; use constant, or a coef above 0"
         )
-
-
-PRESETS: dict[str, Config] = {
-    "paper": Config(preset="paper"),
-    "summary": Config(
-        preset="summary",
-        total_steps=100_000,
-        world_model=WorldModelConfig(
-            latent="categorical", latent_gradient="gumbel", layers=4, lr=3e-4, team_weight=0.5
-        ),
-        agents=AgentConfig(horizon=15, starts=768),
-        replay=ReplayConfig(capacity=100_000, decay=0.995),
-    ),
-    "small": Config(
-        preset="small",
-        num_envs=16,
-        world_model_every=4.0,
-        agents_every=25.0,
-        world_model=WorldModelConfig(
-            hidden=128,
-            layers=1,
-            heads=4,
-            units=128,
-            head_layers=2,
-            outcome_sees_next=True,
-            team_hidden=64,
-            team_layers=1,
-            team_heads=4,
-            reward_bins=63,
-            batch=16,
-            length=26,
-            lr=1e-3,
-            outcome_lr=1e-2,
-            dyn_weight=1.0,
-            image_depth=16,
-            groups=16,
-            classes=16,
-        ),
-        agents=AgentConfig(units=128, lr=1e-3, horizon=12, starts=64, gamma=0.95, entropy=3e-3, value_bins=63),
-        replay=ReplayConfig(decay=0.9999),
-        partners=PartnerConfig(random_share=0.22),
-    ),
-}
-PRESETS["paper"] = dataclasses.replace(
-    PRESETS["paper"], world_model=dataclasses.replace(WorldModelConfig(), latent="categorical")
-)
-PRESETS["ippo"] = Config(
-    algo="wm_rnd",
-    preset="ippo",
-    env="coin_game",
-    num_envs=64,
-    total_steps=500_000,
-    warmup=0,
-    world_model_every=64.0,
-    checkpoint_every=50_000,
-    log_every=4_096,
-    world_model=WorldModelConfig(
-        hidden=128,
-        units=128,
-        encoder_layers=2,
-        groups=8,
-        classes=16,
-        image_depth=8,
-        team_hidden=64,
-        team_layers=1,
-        batch=16,
-        length=32,
-        lr=2e-3,
-        clip=100.0,
-        latent_gradient="gumbel",
-        rec_weight=50.0,  # at 1 the code of a sparse grid collapses: see world_model/latent_std
-        dyn_weight=1.0,
-        free_nats=0.1,
-    ),
-)
-PRESETS["ippo_common"] = dataclasses.replace(PRESETS["ippo"], preset="ippo_common", common_reward=True)
-PRESETS["wm_rnd"] = dataclasses.replace(
-    PRESETS["ippo"],
-    preset="wm_rnd",
-    projection=ProjectionConfig(coef=0.1, symmetry_end=0.5, schedule="linear"),
-    curiosity=CuriosityConfig(kind="rnd"),
-)
-PRESETS["original"] = dataclasses.replace(
-    PRESETS["wm_rnd"],
-    preset="original",
-    projection=ProjectionConfig(coef=0.1, imagination_steps=32, view="focal"),
-)
-
-
-def preset(name: str) -> Config:
-    """The preset of that name. Raises ConfigError that lists all, nearest first."""
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.3)
-        raise ConfigError(
-            f"unknown preset {name!r}; presets: {', '.join(near + [p for p in PRESETS if p not in near])}"
-        )
-    return PRESETS[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-__all__ = ["RANGES", "CuriosityConfig", "PPOConfig", "ProjectionConfig"]
+__all__ = ["CuriosityConfig", "PPOConfig", "ProjectionConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,34 +88,3 @@ class CuriosityConfig:
     """Outputs of the target, which the predictor predicts."""
     image_depth: int = 4
     """Channels of the image encoders' first layer; doubled at each further one."""
-
-
-# (lowest, highest); None is open.
-RANGES: dict[str, tuple[float | None, float | None]] = {
-    "ppo.units": (1, None),
-    "ppo.layers": (0, 64),
-    "ppo.image_depth": (1, None),
-    "ppo.rollout": (1, None),
-    "ppo.epochs": (1, 1024),
-    "ppo.minibatches": (1, None),
-    "ppo.lr": (0, 1),
-    "ppo.clip_ratio": (1e-6, None),
-    "ppo.clip": (1e-6, None),
-    "ppo.gamma": (0, 1),
-    "ppo.lam": (0, 1),
-    "ppo.entropy": (0, None),
-    "ppo.value_weight": (0, None),
-    "projection.coef": (0, None),
-    "projection.imagination_steps": (1, 1024),
-    "projection.starts": (1, None),
-    "projection.temperature": (1e-3, 1e3),
-    "projection.symmetry": (0, 1),
-    "projection.symmetry_end": (0, 1),
-    "curiosity.hybrid_weight": (0, 1),
-    "curiosity.coef": (0, None),
-    "curiosity.lr": (0, 1),
-    "curiosity.units": (1, None),
-    "curiosity.layers": (0, 64),
-    "curiosity.features": (1, None),
-    "curiosity.image_depth": (1, None),
-}

@@ -21,10 +21,11 @@ from rich.table import Table
 from rich.text import Text
 
 from codream import matwm
-from codream.config import Config, preset
+from codream.config import Config
 from codream.envs import EnvSpec, HostEnv
 from codream.flops import count_flops
 from codream.parts import Apart, Work, dims, empty_step, first_agent, wm_rnd_apart
+from codream.presets import preset
 from codream.representation import Change
 from codream.runs import Run, build_env
 

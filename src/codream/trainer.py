@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 from codream import checkpoint as checkpoints
-from codream.config import Config, ConfigError, preset
+from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv
 from codream.live import Live, WandbMode, live_table
 from codream.metrics import Metrics, add_metrics
+from codream.presets import preset
 from codream.progress import Bar
 from codream.report import report
 from codream.report.peek import Peek

@@ -5,8 +5,9 @@ import jax
 import pytest
 
 from codream import matwm
-from codream.config import PRESETS, Config, ConfigError, preset
+from codream.config import Config, ConfigError
 from codream.envs import EnvSpec
+from codream.presets import PRESETS, preset
 
 TAG = EnvSpec(
     "simple_tag",

@@ -17,11 +17,12 @@ from codream import matwm, train, wm_rnd
 from codream.agents import load
 from codream.algorithms import algorithm
 from codream.checkpoint import saved
-from codream.config import PRESETS, Config, ConfigError, preset
+from codream.config import Config, ConfigError
 from codream.envs import EnvSpec
 from codream.evaluation import evaluate
 from codream.markov_model import MarkovModel, latent_rank, own_first
 from codream.ppo import Batch, Learner, gae, observed, ppo_loss
+from codream.presets import PRESETS, preset
 from codream.projection import imagined_return, symmetry_ratio
 from codream.training import GraphDriver
 

@@ -13,9 +13,9 @@ import pytest
 
 from codream.agents import load
 from codream.cli import main
-from codream.config import preset
 from codream.envs import make_env
 from codream.envs.socialjax import SocialJaxEnv
+from codream.presets import preset
 from codream.runs import environment_version
 
 REAL = importlib.util.find_spec("socialjax") is not None

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from codream.config import PRESETS, Config
+from codream.config import Config
+from codream.presets import PRESETS
 from codream.progress import clock
 from codream.report.charts import palette
 from codream.report.panels import Panel

@@ -1,0 +1,112 @@
+"""The named presets: the paper in two variants, `small` for a laptop, WM-RND and independent PPO."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+
+from codream.config import (
+    AgentConfig,
+    Config,
+    ConfigError,
+    CuriosityConfig,
+    PartnerConfig,
+    ProjectionConfig,
+    ReplayConfig,
+    WorldModelConfig,
+)
+
+__all__ = ["PRESETS", "preset"]
+
+_PAPER = Config(preset="paper", world_model=WorldModelConfig(latent="categorical"))
+_SUMMARY = Config(
+    preset="summary",
+    total_steps=100_000,
+    world_model=WorldModelConfig(latent="categorical", latent_gradient="gumbel", layers=4, lr=3e-4, team_weight=0.5),
+    agents=AgentConfig(horizon=15, starts=768),
+    replay=ReplayConfig(capacity=100_000, decay=0.995),
+)
+_SMALL = Config(
+    preset="small",
+    num_envs=16,
+    world_model_every=4.0,
+    agents_every=25.0,
+    world_model=WorldModelConfig(
+        hidden=128,
+        layers=1,
+        heads=4,
+        units=128,
+        head_layers=2,
+        outcome_sees_next=True,
+        team_hidden=64,
+        team_layers=1,
+        team_heads=4,
+        reward_bins=63,
+        batch=16,
+        length=26,
+        lr=1e-3,
+        outcome_lr=1e-2,
+        dyn_weight=1.0,
+        image_depth=16,
+        groups=16,
+        classes=16,
+    ),
+    agents=AgentConfig(units=128, lr=1e-3, horizon=12, starts=64, gamma=0.95, entropy=3e-3, value_bins=63),
+    replay=ReplayConfig(decay=0.9999),
+    partners=PartnerConfig(random_share=0.22),
+)
+_IPPO = Config(
+    algo="wm_rnd",
+    preset="ippo",
+    env="coin_game",
+    num_envs=64,
+    total_steps=500_000,
+    warmup=0,
+    world_model_every=64.0,
+    checkpoint_every=50_000,
+    log_every=4_096,
+    world_model=WorldModelConfig(
+        hidden=128,
+        units=128,
+        encoder_layers=2,
+        groups=8,
+        classes=16,
+        image_depth=8,
+        team_hidden=64,
+        team_layers=1,
+        batch=16,
+        length=32,
+        lr=2e-3,
+        clip=100.0,
+        latent_gradient="gumbel",
+        rec_weight=50.0,  # at 1 the code of a sparse grid collapses: see world_model/latent_std
+        dyn_weight=1.0,
+        free_nats=0.1,
+    ),
+)
+_IPPO_COMMON = dataclasses.replace(_IPPO, preset="ippo_common", common_reward=True)
+_WM_RND = dataclasses.replace(
+    _IPPO,
+    preset="wm_rnd",
+    projection=ProjectionConfig(coef=0.1, symmetry_end=0.5, schedule="linear"),
+    curiosity=CuriosityConfig(kind="rnd"),
+)
+_ORIGINAL = dataclasses.replace(
+    _WM_RND,
+    preset="original",
+    projection=ProjectionConfig(coef=0.1, imagination_steps=32, view="focal"),
+)
+
+PRESETS: dict[str, Config] = {
+    config.preset: config for config in (_PAPER, _SUMMARY, _SMALL, _IPPO, _IPPO_COMMON, _WM_RND, _ORIGINAL)
+}
+
+
+def preset(name: str) -> Config:
+    """The preset of that name. Raises ConfigError that lists all, nearest first."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.3)
+        raise ConfigError(
+            f"unknown preset {name!r}; presets: {', '.join(near + [p for p in PRESETS if p not in near])}"
+        )
+    return PRESETS[name]
