@@ -22,9 +22,9 @@ from rich.text import Text
 
 from codream import matwm
 from codream.config import Config
-from codream.envs import EnvSpec, HostEnv
+from codream.envs import EnvSpec, HostEnv, TimeStep
 from codream.flops import count_flops
-from codream.parts import Apart, Work, dims, empty_step, first_agent, wm_rnd_apart
+from codream.parts import Apart, Work, dims, first_agent, wm_rnd_apart
 from codream.presets import preset
 from codream.representation import Change
 from codream.runs import Run, build_env
@@ -260,7 +260,7 @@ def _matwm_work(state: Any, config: Config) -> Work:
         "update of all agents (with its imagination)": (lambda s: matwm.train_agents(s, key, config), (state,)),
         f"acting, {config.num_envs} copies": (
             lambda s, m, here: matwm.act(s, m, here, key, config)[0],
-            (state, memory, empty_step(spec, config.num_envs)),
+            (state, memory, eqx.filter_eval_shape(TimeStep.blank, spec, config.num_envs)),
         ),
     }
 

@@ -17,7 +17,7 @@ from codream.envs import EnvSpec, TimeStep
 from codream.ppo import observed
 from codream.projection import imagined_return
 
-__all__ = ["Apart", "Work", "dims", "empty_step", "first_agent", "wm_rnd_apart"]
+__all__ = ["Apart", "Work", "dims", "first_agent", "wm_rnd_apart"]
 
 # By name: a function and its arguments, whose operations are counted.
 Work = dict[str, tuple[Any, tuple[Any, ...]]]
@@ -48,24 +48,6 @@ def first_agent(tree: Any) -> Any:
     return eqx.filter_eval_shape(lambda s: jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, s), tree)
 
 
-def empty_step(spec: EnvSpec, copies: int) -> TimeStep:
-    """A time step of all copies, as shapes."""
-    places = (copies, spec.num_agents)
-
-    def empty() -> TimeStep:
-        return TimeStep(
-            obs=jnp.zeros((*places, *spec.obs_shape), spec.obs_dtype),
-            mask=jnp.zeros((*places, spec.max_actions), bool),
-            reward=jnp.zeros(places),
-            terminal=jnp.zeros(places, bool),
-            acting=jnp.zeros(places, bool),
-            first=jnp.zeros(places[:1], bool),
-            last=jnp.zeros(places[:1], bool),
-        )
-
-    return eqx.filter_eval_shape(empty)
-
-
 def wm_rnd_apart(spec: EnvSpec, config: Config) -> Apart:
     """WM-RND's state in pieces."""
     state = eqx.filter_eval_shape(lambda k: wm_rnd.init(k, spec, config), jax.random.key(0))
@@ -94,7 +76,7 @@ def _work(state: Any, one: Any, config: Config) -> Work:
     work["all updates of one rollout"] = (lambda s: wm_rnd.learn(s, key, config)[0], (state,))
     work[f"acting, {config.num_envs} copies"] = (
         lambda s, here: wm_rnd.act(s, wm_rnd.Memory(), here, key, config)[0],
-        (state, empty_step(spec, config.num_envs)),
+        (state, eqx.filter_eval_shape(TimeStep.blank, spec, config.num_envs)),
     )
     return work
 

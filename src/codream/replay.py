@@ -15,7 +15,42 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from codream.envs import EnvSpec, TimeStep
 from codream.world_model import Sequence
 
-__all__ = ["Replay", "sample_recent", "sample_starts", "sequences"]
+__all__ = ["Replay", "sample_recent", "sample_starts", "sequences", "unwritten", "written"]
+
+
+def unwritten(spec: EnvSpec, rows: int, copies: int) -> dict[str, Any]:
+    """Rows of what a step leaves behind, by name, with nothing in them yet. `mask` only where the game has one."""
+    lead = (rows, copies, spec.num_agents)
+    return {
+        "obs": jnp.zeros((*lead, *spec.obs_shape), spec.obs_dtype),
+        "mask": jnp.zeros((*lead, spec.max_actions), bool) if spec.has_mask else None,
+        "action": jnp.zeros(lead, jnp.int32),
+        "reward": jnp.zeros(lead),
+        "terminal": jnp.zeros(lead, bool),
+        "acting": jnp.zeros(lead, bool),
+    }
+
+
+def written(
+    rows: Any, at: Int[Array, ""], here: TimeStep, action: Int[Array, "copies agents"], there: TimeStep
+) -> dict[str, Any]:
+    """`rows` (with the fields of `unwritten`) after the step from `here` by `action` to `there` in row `at`.
+
+    Who takes no action leaves 0: no action, no reward, no end.
+    """
+    took = here.acting
+    step = {
+        "obs": here.obs,
+        "mask": here.mask,
+        "action": jnp.where(took, action, 0),
+        "reward": jnp.where(took, there.reward, 0.0),
+        "terminal": took & there.terminal,
+        "acting": took,
+    }
+    return {
+        name: None if (old := getattr(rows, name)) is None else old.at[at].set(jnp.asarray(new, old.dtype))
+        for name, new in step.items()
+    }
 
 
 class Replay(eqx.Module):
@@ -33,15 +68,9 @@ class Replay(eqx.Module):
 
     @staticmethod
     def empty(spec: EnvSpec, rows: int, copies: int) -> Replay:
-        lead = (rows, copies, spec.num_agents)
         return Replay(
-            obs=jnp.zeros((*lead, *spec.obs_shape), spec.obs_dtype),
-            mask=jnp.zeros((*lead, spec.max_actions), bool) if spec.has_mask else None,
-            action=jnp.zeros(lead, jnp.int32),
-            reward=jnp.zeros(lead),
-            terminal=jnp.zeros(lead, bool),
-            acting=jnp.zeros(lead, bool),
-            first=jnp.zeros(lead[:2], bool),
+            **unwritten(spec, rows, copies),
+            first=jnp.zeros((rows, copies), bool),
             next=jnp.zeros((), jnp.int32),
             filled=jnp.zeros((), jnp.int32),
         )
@@ -52,22 +81,9 @@ class Replay(eqx.Module):
 
     def add(self, here: TimeStep, action: Int[Array, "copies agents"], there: TimeStep) -> Replay:
         """Store the step from `here` by `action` to `there`; at an episode's last step, its last observation."""
-        took = here.acting
-        row = {
-            "obs": here.obs,
-            "mask": here.mask,
-            "action": jnp.where(took, action, 0),
-            "reward": jnp.where(took, there.reward, 0.0),
-            "terminal": took & there.terminal,
-            "acting": took,
-            "first": here.first,
-        }
-        stored: dict[str, Any] = {
-            name: None if (old := getattr(self, name)) is None else old.at[self.next].set(jnp.asarray(new, old.dtype))
-            for name, new in row.items()
-        }
         return Replay(
-            **stored,
+            **written(self, self.next, here, action, there),
+            first=self.first.at[self.next].set(jnp.asarray(here.first)),
             next=(self.next + 1) % self.rows,
             filled=jnp.minimum(self.filled + 1, self.rows),
         )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from codream.envs import EnvSpec, TimeStep
+from codream.replay import unwritten, written
 
 __all__ = ["Rollout", "flat"]
 
@@ -30,15 +31,9 @@ class Rollout(eqx.Module):
 
     @staticmethod
     def empty(spec: EnvSpec, rows: int, copies: int) -> Rollout:
-        lead = (rows, copies, spec.num_agents)
         return Rollout(
-            obs=jnp.zeros((*lead, *spec.obs_shape), spec.obs_dtype),
-            mask=jnp.zeros((*lead, spec.max_actions), bool) if spec.has_mask else None,
-            action=jnp.zeros(lead, jnp.int32),
-            reward=jnp.zeros(lead),
-            terminal=jnp.zeros(lead, bool),
-            acting=jnp.zeros(lead, bool),
-            final=jnp.zeros((*lead[1:], *spec.obs_shape), spec.obs_dtype),
+            **unwritten(spec, rows, copies),
+            final=jnp.zeros((copies, spec.num_agents, *spec.obs_shape), spec.obs_dtype),
             filled=jnp.zeros((), jnp.int32),
         )
 
@@ -48,15 +43,8 @@ class Rollout(eqx.Module):
 
     def add(self, here: TimeStep, action: Int[Array, "copies agents"], there: TimeStep) -> Rollout:
         """Write the step from `here` by `action` to `there` into the next row."""
-        took = jnp.asarray(here.acting)
-        put = lambda old, new: old.at[self.filled].set(jnp.asarray(new, old.dtype))  # noqa: E731
         return Rollout(
-            obs=put(self.obs, here.obs),
-            mask=None if self.mask is None else put(self.mask, here.mask),
-            action=put(self.action, jnp.where(took, action, 0)),
-            reward=put(self.reward, jnp.where(took, there.reward, 0.0)),
-            terminal=put(self.terminal, took & there.terminal),
-            acting=put(self.acting, took),
+            **written(self, self.filled, here, action, there),
             final=jnp.asarray(there.obs, self.final.dtype),
             filled=self.filled + 1,
         )

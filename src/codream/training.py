@@ -125,20 +125,11 @@ class HostDriver:
 
     def template(self) -> Runner:
         """The shapes of a runner, and all of it that is not an array; computes nothing."""
-        spec, places = self.spec, (self.config.num_envs, self.spec.num_agents)
+        spec = self.spec
 
         def build(key: PRNGKeyArray) -> Runner:
             state, memory, returns = _start(key, spec, self.config)
-            here = TimeStep(
-                obs=jnp.zeros((*places, *spec.obs_shape), spec.obs_dtype),
-                mask=jnp.zeros((*places, spec.max_actions), bool),
-                reward=jnp.zeros(places),
-                terminal=jnp.zeros(places, bool),
-                acting=jnp.zeros(places, bool),
-                first=jnp.zeros(places[:1], bool),
-                last=jnp.zeros(places[:1], bool),
-            )
-            return Runner(state, memory, here, None, returns, key)
+            return Runner(state, memory, TimeStep.blank(spec, self.config.num_envs), None, returns, key)
 
         return eqx.filter_eval_shape(build, jax.random.key(0))
 

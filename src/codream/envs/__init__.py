@@ -12,6 +12,7 @@ import math
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
@@ -125,6 +126,20 @@ class TimeStep(eqx.Module):
     acting: Bool[Array | np.ndarray, "*b agents"]  # takes an action here: present, not finished, not `last`
     first: Bool[Array | np.ndarray, "*b"]
     last: Bool[Array | np.ndarray, "*b"]
+
+    @staticmethod
+    def blank(spec: EnvSpec, copies: int) -> TimeStep:
+        """In every copy nothing is there: what stands where no environment has answered yet."""
+        places = (copies, spec.num_agents)
+        return TimeStep(
+            obs=jnp.zeros((*places, *spec.obs_shape), spec.obs_dtype),
+            mask=jnp.zeros((*places, spec.max_actions), bool),
+            reward=jnp.zeros(places),
+            terminal=jnp.zeros(places, bool),
+            acting=jnp.zeros(places, bool),
+            first=jnp.zeros(copies, bool),
+            last=jnp.zeros(copies, bool),
+        )
 
 
 @runtime_checkable
