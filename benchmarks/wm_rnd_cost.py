@@ -76,7 +76,7 @@ def state_of(env: Any, config: Config) -> wm_rnd.State:
 def counted(env: Any, config: Config) -> tuple[float, float]:
     """Operations of one update of everything (world model, agents, curiosity), and of the agents' part, in 1e9."""
     shapes = eqx.filter_eval_shape(state_of, env, config)
-    everything = lambda state, key: wm_rnd._learn(state, key, config)  # noqa: E731
+    everything = lambda state, key: wm_rnd.learn(state, key, config)  # noqa: E731
     batch = eqx.filter_eval_shape(lambda state: wm_rnd._judged(state, config)[1], shapes)
     agents = lambda state, key, batch: wm_rnd.train_agents(state, key, batch, config)  # noqa: E731
     key = jax.random.key(0)
@@ -89,7 +89,7 @@ def counted(env: Any, config: Config) -> tuple[float, float]:
 def timed(env: Any, config: Config, repeats: int) -> tuple[float, float]:
     """Median and least seconds of one update of everything."""
     state, key = eqx.filter_jit(state_of)(env, config), jax.random.key(1)
-    learn = eqx.filter_jit(lambda state, key: wm_rnd._learn(state, key, config))
+    learn = eqx.filter_jit(lambda state, key: wm_rnd.learn(state, key, config))
 
     def once() -> float:
         began = time.perf_counter()

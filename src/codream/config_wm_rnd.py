@@ -46,6 +46,9 @@ class ProjectionConfig:
 
     coef: float = 0.0
     """Weight of the imagined return in an agent's loss. At 0 nothing is imagined, and no model is made."""
+    gradient: Literal["straight_through", "reinforce"] = "reinforce"
+    """How the imagined return improves a policy. `straight_through`: it is differentiated through the model and the
+    samples. `reinforce`: by the imagined actions' log-probabilities and their advantages, with a critic."""
     imagination_steps: int = 15
     """Imagined steps."""
     starts: int = 64
@@ -57,7 +60,7 @@ class ProjectionConfig:
     """What the copies of my policy see. `each`: what the agent that they stand for would see, so all views are
     imagined. `focal`: all of them see what I see, and only my view is imagined."""
     temperature: float = 1.0
-    """Temperature of the Gumbel-softmax through which gradients pass a sampled action."""
+    """Temperature of the Gumbel-softmax through which gradients pass a sampled action (`straight_through`)."""
     symmetry: float = 1.0
     """Symmetry ratio α at the start: reward is (1 − α) R_self + α R_mean."""
     symmetry_end: float = 1.0

@@ -15,7 +15,7 @@ from codream.config import Config
 from codream.curiosity import errors
 from codream.envs import EnvSpec, TimeStep
 from codream.ppo import observed
-from codream.projection import imagined_return
+from codream.projection import project
 
 __all__ = ["Apart", "Work", "dims", "first_agent", "wm_rnd_apart"]
 
@@ -85,7 +85,7 @@ def _imagined(learner: Any, model: Any, starts: int, config: Config) -> Any:
     spec = model.spec
     obs = jnp.zeros((starts, spec.num_agents, *spec.obs_shape), spec.obs_dtype)
     mask = jnp.ones((starts, spec.num_agents, spec.max_actions), bool)
-    one = lambda obs, mask, key: imagined_return(  # noqa: E731
+    one = lambda obs, mask, key: project(  # noqa: E731
         learner, model, obs, mask, jnp.zeros((), jnp.int32), jnp.ones(()), key, config
     )
     return jax.vmap(one)(obs, mask, jax.random.split(jax.random.key(0), starts))

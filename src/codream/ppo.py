@@ -33,8 +33,9 @@ class Learner(eqx.Module):
     encoder: CNN | None
     actor: MLP
     critic: MLP
+    projected: MLP | None  # critic of self-projection, whose reward and partners are others
 
-    def __init__(self, spec: EnvSpec, config: PPOConfig, key: PRNGKeyArray):
+    def __init__(self, spec: EnvSpec, config: PPOConfig, key: PRNGKeyArray, projects: bool = False):
         encoder_key, actor_key, critic_key = jax.random.split(key, 3)
         self.encoder, size = None, spec.obs_size
         if spec.is_image:
@@ -44,6 +45,8 @@ class Learner(eqx.Module):
         # Near-uniform at first.
         self.actor = MLP(size, spec.max_actions, config.units, config.layers, actor_key, 1e-4)
         self.critic = MLP(size, 1, config.units, config.layers, critic_key)
+        projected_key = jax.random.fold_in(critic_key, 1)
+        self.projected = MLP(size, 1, config.units, config.layers, projected_key) if projects else None
 
     def _encoded(self, x: Float[Array, "*shape"]) -> Float[Array, " features"]:
         return x if self.encoder is None else self.encoder(x)
@@ -55,10 +58,16 @@ class Learner(eqx.Module):
         """In units of the agent's return scale."""
         return self.critic(self._encoded(x))[0]
 
+    def projected_value(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
+        """What R = (1 − α) R_self + α R_mean adds up to if everyone acts as I do, in units of the return scale."""
+        assert self.projected is not None
+        return self.projected(self._encoded(x))[0]
 
-def init_learners(spec: EnvSpec, config: PPOConfig, key: PRNGKeyArray) -> tuple[Learner, Any]:
-    """Fresh learners and their optimisers, stacked on a leading agent axis."""
-    learners = eqx.filter_vmap(lambda k: Learner(spec, config, k))(jax.random.split(key, spec.num_agents))
+
+def init_learners(spec: EnvSpec, config: PPOConfig, key: PRNGKeyArray, projects: bool) -> tuple[Learner, Any]:
+    """Fresh learners and optimisers, stacked on an agent axis; with critics of projected returns if `projects`."""
+    keys = jax.random.split(key, spec.num_agents)
+    learners = eqx.filter_vmap(lambda k: Learner(spec, config, k, projects))(keys)
     return learners, jax.vmap(ppo_optimiser(config).init)(eqx.filter(learners, eqx.is_array))
 
 
@@ -70,12 +79,13 @@ def ppo_optimiser(config: PPOConfig) -> optax.GradientTransformation:
 def gae(
     reward_t: Float[Array, " time"],
     value_t: Float[Array, " time_1"],
-    terminal_t: Bool[Array, " time"],
+    terminal_t: Bool[Array, " time"] | Float[Array, " time"],
     acting_t: Bool[Array, " time"],
     gamma: float,
     lam: float,
 ) -> Float[Array, " time"]:
-    """Â_t = δ_t + γ λ c_t Â_{t+1}, with δ_t = r_t + γ c_t v_{t+1} − v_t and c_t = 0 only at a true terminal.
+    """Â_t = δ_t + γ λ c_t Â_{t+1}, with δ_t = r_t + γ c_t v_{t+1} − v_t and c_t = 0 only at a true terminal, or the
+    probability that it is none.
 
     Â is 0 where the agent does not act. An episode's last observation is such a row, so the sum ends there, while
     δ of the step before has bootstrapped from the value of that observation: a time limit is not a terminal.

@@ -88,13 +88,13 @@ _IPPO_COMMON = dataclasses.replace(_IPPO, preset="ippo_common", common_reward=Tr
 _WM_RND = dataclasses.replace(
     _IPPO,
     preset="wm_rnd",
-    projection=ProjectionConfig(coef=0.1, symmetry_end=0.5, schedule="linear"),
+    projection=ProjectionConfig(coef=1.0, symmetry_end=0.8, schedule="linear"),
     curiosity=CuriosityConfig(kind="rnd"),
 )
 _ORIGINAL = dataclasses.replace(
     _WM_RND,
     preset="original",
-    projection=ProjectionConfig(coef=0.1, imagination_steps=32, view="focal"),
+    projection=ProjectionConfig(coef=0.1, gradient="straight_through", imagination_steps=32, view="focal"),
 )
 
 PRESETS: dict[str, Config] = {

@@ -21,7 +21,7 @@ from codream.markov_model import MarkovModel, Transition, latent_rank, markov_lo
 from codream.metrics import Metrics, repeat, zeros_like_result
 from codream.moments import Moments
 from codream.ppo import Batch, Learner, gae, init_learners, observed, ppo_loss, ppo_optimiser
-from codream.projection import imagined_return, model_without_gradient, symmetry_ratio
+from codream.projection import model_without_gradient, project, projection_loss, symmetry_ratio
 from codream.rollout import Rollout, flat
 
 __all__ = ["Memory", "State", "act", "init", "init_memory", "learn", "observe", "update"]
@@ -65,7 +65,8 @@ def model_optimiser(config: Config) -> optax.GradientTransformation:
 def init(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> State:
     """A fresh state. `config` must be resolved for `spec`."""
     learner_key, model_key, curiosity_key = jax.random.split(key, 3)
-    learners, optimiser = init_learners(spec, config.ppo, learner_key)
+    projects = config.projection.coef > 0 and config.projection.gradient == "reinforce"
+    learners, optimiser = init_learners(spec, config.ppo, learner_key, projects)
     model = MarkovModel(spec, config, model_key) if config.projection.coef > 0 else None
     zero = jnp.zeros((), jnp.int32)
     state = State(
@@ -349,21 +350,20 @@ def _improve(
     config: Config,
     key: PRNGKeyArray,
 ) -> tuple[Learner, Any, dict[str, Array]]:
-    """One gradient step of one agent: PPO's loss − coef × the imagined return in units of its return scale."""
+    """One gradient step of one agent on PPO's loss and that of self-projection."""
 
     def loss(learner: Learner) -> tuple[Array, dict[str, Array]]:
         total, metrics = ppo_loss(learner, batch, config.ppo)
         if model is None or starts is None:
             return total, metrics
         keys = jax.random.split(key, len(starts.valid))
-        returns, reward = jax.vmap(imagined_return, in_axes=(None, None, 0, 0, None, None, 0, None))(
+        trajectories = jax.vmap(project, in_axes=(None, None, 0, 0, None, None, 0, None))(
             learner, model, starts.obs, starts.mask, focal, alpha, keys, config
         )
-        weight = starts.valid / jnp.maximum(jnp.sum(starts.valid), 1)
-        imagined = jnp.sum(weight * returns) * state.rewards.scale / state.returns.scale[focal]
-        metrics["imagined_return"] = imagined
-        metrics["imagined_reward"] = jnp.sum(weight * reward) * state.rewards.scale
-        return total - config.projection.coef * imagined, metrics
+        scale = state.rewards.scale / state.returns.scale[focal]
+        projected, more = projection_loss(learner, trajectories, starts.valid, scale, config)
+        more["imagined_reward"] = more["imagined_reward"] * state.rewards.scale
+        return total + projected, metrics | more
 
     (_, metrics), grads = eqx.filter_value_and_grad(loss, has_aux=True)(learner)
     updates, optimiser = ppo_optimiser(config.ppo).update(grads, optimiser)

@@ -23,7 +23,7 @@ from codream.evaluation import evaluate
 from codream.markov_model import MarkovModel, latent_rank, own_first
 from codream.ppo import Batch, Learner, gae, observed, ppo_loss
 from codream.presets import PRESETS, preset
-from codream.projection import imagined_return, symmetry_ratio
+from codream.projection import Projection, imagined_return, project, projection_loss, symmetry_ratio
 from codream.training import GraphDriver
 
 TWO = Bandit().spec
@@ -155,22 +155,26 @@ def test_symmetry_follows_its_schedule():
 
 
 def projected(spec, alpha, projection=None, seed=0, focal=0, **changes):
+    """The imagined return of one trajectory, its loss's gradient for learner and model, and what it was made of."""
     config = unresolved({"imagination_steps": 3, **(projection or {})}, **changes).resolve(spec)
     model = MarkovModel(spec, config, jax.random.key(seed))
     weights = jax.random.normal(jax.random.key(9), model.reward.out.weight.shape)
     model = eqx.tree_at(lambda m: m.reward.out.weight, model, weights)  # a fresh model predicts no reward
-    learner = Learner(spec, config.ppo, jax.random.key(1))
+    learner = Learner(spec, config.ppo, jax.random.key(1), projects=True)
     obs = jax.random.normal(jax.random.key(2), (spec.num_agents, *spec.obs_shape))
     mask = jnp.asarray(spec.action_valid)
 
     def objective(nets):
         learner, model = nets
-        return imagined_return(
+        trajectory = project(
             learner, model, obs, mask, jnp.asarray(focal), jnp.asarray(alpha), jax.random.key(3), config
-        )[0]
+        )
+        one = jax.tree.map(lambda x: x[None], trajectory)
+        loss, _ = projection_loss(learner, one, jnp.ones(1, bool), jnp.ones(()), config)
+        return loss, trajectory
 
-    value, grads = eqx.filter_jit(eqx.filter_value_and_grad(objective))((learner, model))
-    return float(value), grads, (learner, model, obs, config)
+    (_, trajectory), grads = eqx.filter_jit(eqx.filter_value_and_grad(objective, has_aux=True))((learner, model))
+    return float(imagined_return(trajectory, config.ppo.gamma)), grads, (learner, model, obs, config)
 
 
 def test_alone_the_projection_is_a_plain_imagined_return():
@@ -212,10 +216,64 @@ def test_symmetry_mixes_ones_own_reward_with_everyones():
         ("predicted", "mirrored", "each"),
     ],
 )
-def test_the_imagined_return_moves_the_actor_and_nothing_else(actions, partners, view):
-    _, (learner, _), _ = projected(TWO, 1.0, {"actions": actions, "view": view}, imagined_partners=partners)
-    assert any(jnp.any(g != 0) for g in leaves(learner.actor))
-    assert all(jnp.all(g == 0) for g in leaves(learner.critic))
+@pytest.mark.parametrize("gradient", ["straight_through", "reinforce"])
+def test_the_imagined_return_moves_the_actor_and_nothing_else(actions, partners, view, gradient):
+    projection = {"actions": actions, "view": view, "gradient": gradient}
+    _, (learner, model), _ = projected(TWO, 1.0, projection, imagined_partners=partners)
+    moved = lambda net: any(bool(jnp.any(g != 0)) for g in leaves(net))  # noqa: E731
+    assert moved(learner.actor)
+    assert not moved(learner.critic)
+    # REINFORCE has a critic of its own; only the other differentiates the model (whose weights the update holds).
+    assert moved(learner.projected) == moved(learner.projected.out) == (gradient == "reinforce")
+    assert moved(model) == (gradient == "straight_through")
+
+
+def test_the_projections_log_probability_gives_the_exact_gradient():
+    """E[R ∇ ln π] over both copies' samples against the gradient of Σ π(a) π(b) R(a, b), for one imagined step."""
+    _, _, (learner, model, obs, config) = projected(TWO, 1.0, {"imagination_steps": 1})
+    learner = eqx.tree_at(lambda m: m.actor.out.bias, learner, jnp.array([0.0, 0.7]))
+    mask, focal, alpha = jnp.asarray(TWO.action_valid), jnp.asarray(0), jnp.ones(())
+
+    def sampled(learner):
+        one = lambda key: project(learner, model, obs, mask, focal, alpha, key, config)  # noqa: E731
+        trajectories = jax.vmap(one)(jax.random.split(jax.random.key(0), 20_000))
+        return jnp.mean(trajectories.reward * trajectories.log_prob)
+
+    def exact(learner):
+        probs = jax.vmap(lambda o, m: jnp.exp(learner.log_probs(observed(TWO, o), m)))(obs, mask)
+        zs = jax.vmap(lambda k: model.representation.posterior(obs[0], k)[0])(
+            jax.random.split(jax.random.key(5), 2_000)
+        )
+
+        def reward(a, b):
+            joint = jax.nn.one_hot(jnp.array([a, b]), 2)
+            return jnp.mean(jax.vmap(lambda z: jnp.mean(model.reward(model.step(z, joint, focal))))(zs))
+
+        return sum(probs[0, a] * probs[1, b] * reward(a, b) for a in range(2) for b in range(2))
+
+    one, other = (eqx.filter_jit(eqx.filter_grad(f))(learner).actor.out.bias for f in (sampled, exact))
+    np.testing.assert_allclose(one, other, atol=0.1 * float(jnp.abs(other).max()))
+
+
+def test_projected_advantages_and_critic_against_numbers():
+    """One trajectory of two steps, γ = ½, λ = 1, rewards 1 and 2, a chance of ½ that it goes on after the first."""
+    config = unresolved({"coef": 2.0}, ppo={"gamma": 0.5, "lam": 1.0, "value_weight": 0.5})
+    learner = Learner(TWO, config.ppo, jax.random.key(0), projects=True)
+    constant = jax.tree.map(jnp.zeros_like, eqx.filter(learner.projected, eqx.is_array))
+    learner = eqx.tree_at(lambda m: m.projected, learner, eqx.combine(constant, learner.projected))
+    learner = eqx.tree_at(lambda m: m.projected.out.bias, learner, jnp.array([4.0]))
+    one = Projection(jnp.array([1.0, 2.0]), jnp.array([0.5, 1.0]), jnp.array([-1.0, -3.0]), jnp.zeros((3, 1)))
+    batch = jax.tree.map(lambda x: x[None], one)
+    loss, metrics = projection_loss(learner, batch, jnp.ones(1, bool), jnp.asarray(3.0), config)
+    # Rewards are 3 and 6 in units of returns, every value is 4, the second step has weight ½.
+    second = 6 + 0.5 * 4 - 4
+    first = 3 + 0.25 * 4 - 4 + 0.25 * second
+    a, w = np.array([first, second]), np.array([1.0, 0.5]) / 1.5
+    normal = (a - (w * a).sum()) / np.sqrt((w * (a - (w * a).sum()) ** 2).sum())
+    critic = 0.5 * (w * a**2).sum()
+    np.testing.assert_allclose(metrics["projected_critic_loss"], critic, rtol=1e-5)
+    np.testing.assert_allclose(loss, 0.5 * critic - 2.0 * (w * normal * np.array([-1.0, -3.0])).sum(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["imagined_return"], 3 * (1 + 0.5 * 0.5 * 2), rtol=1e-6)
 
 
 def test_views_are_numbered_from_oneself():
@@ -330,10 +388,12 @@ def test_common_reward_makes_helping_pay():
     assert (learned(Helping(), unresolved({"coef": 0.0}, common_reward=True, **LEARNS), 320) > 0.9).all()
 
 
-def test_what_if_everyone_acted_as_i_do_makes_helping_pay():
+@pytest.mark.parametrize(("gradient", "coef"), [("straight_through", 2.0), ("reinforce", 3.0)])
+def test_what_if_everyone_acted_as_i_do_makes_helping_pay(gradient, coef):
     """With selfish PPO reward and a symmetric imagined one, helping is learned where selfish PPO alone unlearns it."""
     model = dataclasses.replace(unresolved().world_model, lr=1e-2, batch=8, length=8, units=16, hidden=16)
-    config = unresolved({"coef": 2.0, "starts": 32}, world_model_every=4.0, world_model=model, **LEARNS)
+    projection = {"coef": coef, "starts": 32, "gradient": gradient}
+    config = unresolved(projection, world_model_every=4.0, world_model=model, **LEARNS)
     assert (learned(Helping(), config, 480) > 0.8).all()
 
 
