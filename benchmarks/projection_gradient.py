@@ -1,13 +1,14 @@
 """How good are the gradients of self-projection? A table of direction, size and noise, on coin_game in mid-training.
 
-    python benchmarks/projection_gradient.py [--marks 40000 80000 160000] [--lengths 4 15 32] [--batches 128]
+    python benchmarks/projection_gradient.py [--marks 40000 80000 160000] [--lengths 4 15 32] [--batches 1024]
         [--seed 0] [--out FILE]
 
 Preset wm_rnd is trained with α = 1; at each mark its world model, first policy and rollout are held and gradients of
 the imagined return for the policy's weights are taken over `--batches` batches of as many starts as an update has.
 The yardstick is the likelihood-ratio gradient of the same imagined return (all later rewards, less their mean over the
-batch): unbiased for the model, whatever its errors, but noisy, so its mean over the one half of the batches is also
-compared with that over the other half (`yardstick`). Columns:
+batch): unbiased for the model, whatever its errors, but noisy. It is taken on batches of its own, and its mean over the
+one half of them is compared with that over the other (row `yardstick`), which tells how far the table can be trusted.
+Columns:
 
 - cosine: between the estimator's mean gradient and the yardstick's (`reinforce` also counts what its critic expects
   after the last imagined step, so it need not reach 1);
@@ -133,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--marks", type=int, nargs="+", default=[40_000, 80_000, 160_000])
     parser.add_argument("--lengths", type=int, nargs="+", default=[4, 15, 32])
-    parser.add_argument("--batches", type=int, default=128)
+    parser.add_argument("--batches", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
@@ -148,7 +149,7 @@ def main() -> None:
         "| steps | policy's entropy | imagined steps | estimator | cosine | signal / noise | size / PPO's |",
         "|---|---|---|---|---|---|---|",
     ]
-    keys = jax.random.split(jax.random.key(args.seed + 1), args.batches)
+    own_key, others_key = jax.random.split(jax.random.key(args.seed + 1))
     for mark in sorted(args.marks):
         metrics: Any = {}
         while int(runner.state.steps) < mark:
@@ -157,7 +158,10 @@ def main() -> None:
         state = full(driver, runner).state
         learner = jax.tree.map(lambda x: x[FOCAL] if eqx.is_array(x) else x, state.learners)
         for gradients in by_length:
-            found = {name: np.asarray(f(learner, state, keys)) for name, f in gradients.of.items()}
+            found = {}
+            for name, gradient in gradients.of.items():
+                key = own_key if name == "yardstick" else others_key
+                found[name] = np.asarray(gradient(learner, state, jax.random.split(key, args.batches)))
             truth = found["yardstick"].mean(axis=0)
             ppo = np.linalg.norm(found["ppo"].mean(axis=0))
             for name in ("yardstick", "reinforce", "straight_through"):

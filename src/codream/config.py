@@ -176,7 +176,7 @@ class Config:
 
     algo: Literal["matwm", "wm_rnd"] = "matwm"
     """The learner. `matwm`: actors and critics trained in imagination (`agents`, `replay`). `wm_rnd`: PPO on real
-    steps, with a gradient through imagined ones (`ppo`, `projection`)."""
+    steps, and imagined ones (`ppo`, `projection`)."""
     env: str = "simple_tag"
     """Environment, e.g. simple_tag, mpe2:simple_spread_v3, jaxmarl:smax_3m."""
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)

@@ -1,4 +1,4 @@
-"""WM-RND: init, act, observe, update. PPO on real steps, a gradient through imagined ones, curiosity.
+"""WM-RND: init, act, observe, update. PPO on real steps, self-projection on imagined ones, curiosity.
 
 With `projection.coef = 0` and no curiosity this is independent PPO: no model is made and nothing is imagined.
 """
