@@ -88,7 +88,7 @@ _IPPO_COMMON = dataclasses.replace(_IPPO, preset="ippo_common", common_reward=Tr
 _WM_RND = dataclasses.replace(
     _IPPO,
     preset="wm_rnd",
-    projection=ProjectionConfig(coef=1.0, symmetry_end=0.8, schedule="linear"),
+    projection=ProjectionConfig(coef=1.0, imagination_steps=8, starts=512, symmetry_end=0.8, schedule="linear"),
     curiosity=CuriosityConfig(kind="rnd"),
 )
 _ORIGINAL = dataclasses.replace(
