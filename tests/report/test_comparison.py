@@ -8,7 +8,7 @@ from scenes import TAG, lines, measured, run_folder, with_measures
 from test_report import checked
 
 import codream
-from codream import Run, RunError, cli
+from codream import Run, RunError, cli, statistics
 from codream.statistics import interval, iqm
 
 
@@ -24,6 +24,7 @@ def test_seeds_of_one_configuration_are_one_curve(tmp_path: Path) -> None:
     assert text.count('class="band"') == 4  # two sides, over steps and over wall-clock
     assert "adversary against flee" in text
     assert "[11.0, 11.0], 3 seeds" in text
+    assert f"computed by {statistics.source()}" in text
     assert "Everyone against everyone" not in text
 
 
@@ -67,12 +68,31 @@ def test_the_interquartile_mean_leaves_out_the_ends() -> None:
         interval(np.zeros((0, 2)))
 
 
-def test_as_rliable_computes_it() -> None:
-    try:
-        from rliable import library, metrics
-    except (ImportError, TypeError) as err:
-        pytest.skip(f"rliable does not import here: {err}")
-    scores = np.random.default_rng(0).normal(size=(9, 1))
-    points, intervals = library.get_interval_estimates({"a": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]))
-    assert iqm(scores)[0] == pytest.approx(points["a"][0])
-    np.testing.assert_allclose(np.ravel(interval(scores)), np.ravel(intervals["a"]), atol=0.08)
+def test_the_interval_worked_out_on_paper(own_bootstrap: None) -> None:
+    """Three runs have 27 equally likely draws: the lowest mean has probability 1/27, the next 3/27."""
+    scores = np.array([0.0, 1.0, 2.0])
+    assert interval(scores) == pytest.approx((0.0, 2.0))  # 1/27 > 2.5 %
+    assert interval(scores, level=0.9) == pytest.approx((1 / 3, 5 / 3))  # 1/27 < 5 % < 4/27
+
+
+@pytest.fixture
+def own_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_rliable", lambda: None)
+
+
+@pytest.mark.parametrize("runs", [3, 9])
+def test_rliable_computes_where_it_is_installed(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = statistics._rliable()
+    if library is None:
+        pytest.skip("rliable does not import here")
+    assert statistics.source().startswith("rliable ")
+    scores = np.random.default_rng(0).normal(size=(runs, 2))
+    calls, estimate = [], library.get_interval_estimates
+    monkeypatch.setattr(library, "get_interval_estimates", lambda *a, **kw: calls.append(a) or estimate(*a, **kw))
+    theirs = interval(scores)
+    assert len(calls) == 1
+    np.testing.assert_array_equal(theirs, interval(scores))  # the same seed, the same interval
+    monkeypatch.setattr(statistics, "_rliable", lambda: None)
+    np.testing.assert_allclose(interval(scores), theirs, atol=0.1)
+    aggregate = pytest.importorskip("rliable.metrics").aggregate_iqm
+    np.testing.assert_allclose(iqm(scores), [aggregate(column) for column in scores.T])

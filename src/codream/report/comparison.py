@@ -24,7 +24,7 @@ from codream.report.lines import metrics_of, sides_of
 from codream.report.measures import saved_measures
 from codream.report.panels import moving_average
 from codream.runs import Run, RunError
-from codream.statistics import interval, iqm
+from codream.statistics import interval, iqm, source
 
 __all__ = ["compare"]
 
@@ -149,11 +149,13 @@ def _game(
             svg = chart([x for x in lines if x is not None], x_label=unit, y_label="return per episode")
             panels += (
                 f'<figure class="panel"><figcaption><h3>{html.escape(side)}: return over {unit}</h3><p>Return '
-                f"of one agent "
-                f"in training episodes (moving average); interquartile mean over seeds, 95 % bootstrap "
-                f"band.</p></figcaption>{svg}</figure>"
+                f"of one agent in training episodes (moving average).</p></figcaption>{svg}</figure>"
             )
-    sections = [(f"curves-{number}", f"Learning curves on {game}", f'<div class="panels">{panels}</div>')]
+    how = (
+        f'<p class="note-text">Lines: interquartile mean over seeds (the middle half; of fewer than four, the mean). '
+        f"Bands: 95 % bootstrap intervals over seeds, computed by {source()}.</p>"
+    )
+    sections = [(f"curves-{number}", f"Learning curves on {game}", f'{how}<div class="panels">{panels}</div>')]
     sections.append((f"scores-{number}", "Against fixed references", _scores(groups, sides)))
     if len(_teams(sides)) == 2 and not quick:
         sections.append((f"heat-{number}", "Everyone against everyone", _heat(entries, episodes, progress)))
