@@ -81,6 +81,7 @@ class Run:
                 "version": environment_version(spec.name),
                 "by_object": by_object,
                 "agents": list(spec.agents),
+                "num_actions": list(spec.num_actions),
             },
         }
         (path / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -95,6 +95,15 @@ def test_the_panels_in_the_specs_order() -> None:
     expected = sum(16 * line["episode/return/adversary_0"] for line in lines(TAG.agents))
     assert summed[-1] == pytest.approx(expected, rel=1e-4)
     assert "guessing" in panels[2].svg
+    assert "dashed line" not in training_panels(lines(TAG.agents), TAG.agents, TAG.sides)[2].sentence
+
+
+def test_a_loss_over_many_magnitudes_is_drawn_on_a_logarithmic_axis() -> None:
+    wide = [line | {"world_model/loss": 20_000 * 0.8**k} for k, line in enumerate(lines(TAG.agents))]
+    for metrics, log in ((wide, True), (lines(TAG.agents), False)):
+        panel = training_panels(metrics, TAG.agents, TAG.sides)[1]
+        assert ("logarithmic axis" in panel.sentence) == log
+        assert ("loss (log scale)" in panel.svg) == log
 
 
 @pytest.mark.parametrize("written", ["nothing", "empty", "half"])

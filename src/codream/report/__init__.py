@@ -58,7 +58,8 @@ def report(
             publish(run.path, measured["steps"], standing_markdown(measured), gif)
     names: list[str] = about["environment"]["agents"]
     sides = sides_of(names)
-    panels = training_panels(metrics, names, sides, measured["num_actions"] if measured else None, config.algo)
+    actions = (measured or about["environment"]).get("num_actions")  # not in run.json of older runs
+    panels = training_panels(metrics, names, sides, actions, config.algo)
     text = run_page(run.path.name, config, about, metrics, panels, measured, sides, warnings)
     path = run.path / "report.html"
     path.write_text(text, encoding="utf-8")

@@ -36,6 +36,8 @@ def action_names(spec: EnvSpec) -> list[str]:
         return ["stay", "left", "right", "down", "up"]
     if spec.name == "jaxmarl:coin_game":
         return ["right", "left", "down", "up", "stay"]
+    if spec.name.startswith("butterfly:cooperative_pong"):
+        return ["stay", "up", "down"]
     return [str(a) for a in range(spec.max_actions)]
 
 

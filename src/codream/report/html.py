@@ -103,8 +103,13 @@ def _roles(game: str, agents: Sequence[str]) -> str:
 
 
 def _glance(config: Config, steps: int, seconds: float, measured: Mapping[str, Any] | None) -> str:
+    asked = (
+        f"of {config.total_steps:,} environment steps"
+        if steps <= config.total_steps
+        else f"environment steps ({config.total_steps:,} asked for, then to the end of the episodes)"
+    )
     cards = [
-        (f"{steps:,}", f"of {config.total_steps:,} environment steps"),
+        (f"{steps:,}", asked),
         (f"{clock(seconds)} min", "of wall-clock training"),
     ]
     if measured:
