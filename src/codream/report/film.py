@@ -230,7 +230,9 @@ def _strip(draw: ImageDraw.ImageDraw, view: Mapping[str, Any], what: str, t: int
 def _image(scene: Mapping[str, Any], view: Mapping[str, Any], what: str, t: int) -> Image.Image:
     strip = Image.open(io.BytesIO(base64.b64decode(view[what].partition(",")[2]))).convert("RGB")
     width = strip.width // (scene["steps"] + 1)
-    return strip.crop((t * width, 0, (t + 1) * width, strip.height)).resize((SIZE, SIZE), Image.Resampling.NEAREST)
+    edge = round(view.get("edge", 0.0) * width)
+    frame = (t * width + edge, edge, (t + 1) * width - edge, strip.height - edge)
+    return strip.crop(frame).resize((SIZE, SIZE), Image.Resampling.NEAREST)
 
 
 def _save_gif(to: Any, frames: Sequence[Image.Image], fps: float) -> None:

@@ -78,10 +78,12 @@ def _plane(scene: Mapping[str, Any], view: Mapping[str, Any], t: int, low: float
 
 
 def _images(view: Mapping[str, Any], t: int, count: int) -> str:
-    """Each frame is a window on the strip of all frames."""
+    """Each frame is a window on the strip of all frames, cut by the inner SVG."""
+    edge = view.get("edge", 0.0)
     return "".join(
-        f'<svg class="film" viewBox="{t} 0 1 1" role="img" aria-label="{what}, step {t}">'
-        f'<image href="{view[what]}" x="0" y="0" width="{count}" height="1" preserveAspectRatio="none"/></svg>'
+        f'<svg class="film" viewBox="0 0 1 1" role="img" aria-label="{what}, step {t}">'
+        f'<svg width="1" height="1" viewBox="{t + edge:.5f} {edge:.5f} {1 - 2 * edge:.5f} {1 - 2 * edge:.5f}">'
+        f'<image href="{view[what]}" x="0" y="0" width="{count}" height="1" preserveAspectRatio="none"/></svg></svg>'
         for what in ("real", "dream")
         if view[what] is not None
     )
