@@ -2,6 +2,7 @@
 // The page is complete without this script; it adds values under the pointer and the player of episodes.
 (() => {
   document.documentElement.classList.add("scripted");
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((node) => { node.open = true; }));
   const NS = "http://www.w3.org/2000/svg";
   const make = (name, attributes = {}, parent = null, text = null) => {
     const node = document.createElementNS(NS, name);
