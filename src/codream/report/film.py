@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -254,7 +255,9 @@ def _save_mp4(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
     imageio_ffmpeg = _mp4_writer()
     width, height = (n - n % 2 for n in frames[0].size)  # as the codec wants it
     writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=2)  # pyright: ignore[reportArgumentType]
-    writer.send(None)
+    with warnings.catch_warnings():  # JAX warns of any fork; this one only becomes ffmpeg
+        warnings.filterwarnings("ignore", r"os\.fork\(\)", RuntimeWarning)
+        writer.send(None)
     for frame in frames:
         writer.send(np.ascontiguousarray(np.asarray(frame.crop((0, 0, width, height)))))
     writer.close()

@@ -100,7 +100,8 @@
   const SIZE = 320;
   function frame(svg) {
     svg.setAttribute("class", "arena");
-    const half = Math.min(Math.max(1.05, ...scene().views.flatMap((v) => v.real.flat(2).map(Math.abs))) * 1.08, 3);
+    const far = scene().views.flatMap((v) => [...v.real.flat(2).map(Math.abs), ...(v.dream || []).flat(2).map((x) => Math.min(Math.abs(x), 1.5))]);
+    const half = Math.min(Math.max(1.05, ...far) * 1.08, 3);
     svg.replaceChildren();
     svg.setAttribute("viewBox", `0 0 ${SIZE} ${SIZE}`);
     const to = (v) => ((v + half) / (2 * half)) * SIZE;
