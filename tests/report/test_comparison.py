@@ -1,5 +1,7 @@
 """Comparing runs: what is grouped, what is said, and that unlike games are kept apart."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from test_report import checked
 
 import codream
 from codream import Run, RunError, cli, statistics
+from codream.report.comparison import _teams
 from codream.statistics import interval, iqm
 
 
@@ -34,6 +37,28 @@ def test_different_games_are_told_apart(tmp_path: Path) -> None:
     assert "These runs are of 2 different games" in text
     assert "other has logged no metrics" in text
     assert "Learning curves on jaxmarl:MPE_simple_tag_v3" in text
+
+
+def test_seeds_of_different_speed_are_one_curve_over_wall_clock(tmp_path: Path) -> None:
+    """One seed compiled, the other found it compiled: their times do not even overlap."""
+    slow = [line | {"seconds": line["seconds"] + 1_000} for line in lines(TAG.agents)]
+    runs = [run_folder(tmp_path / "tag-seed0"), run_folder(tmp_path / "tag-seed1", seed=1, metrics=slow)]
+    text = checked(codream.compare(runs, out=tmp_path / "x.html", quick=True))
+    drawn = [json.loads(data.replace("&quot;", '"')) for data in re.findall(r'data-chart="([^"]*)"', text)]
+    timed = [chart["lines"][0]["x"] for chart in drawn if "minutes" in chart["x_label"]]
+    assert len(timed) == 2
+    for x in timed:
+        assert (x[0], x[-1]) == pytest.approx((503 / 60, 680 / 60), rel=1e-3)
+
+
+def test_who_plays_whom() -> None:
+    assert _teams({"hunter": (0, 1), "prey": (2,)}, ("hunter_0", "hunter_1", "prey_0")) == {
+        "hunter": (0, 1),
+        "prey": (2,),
+    }
+    assert _teams({"a": (0, 1)}, ("a_0", "a_1")) == {"a_0": (0,), "a_1": (1,)}
+    assert _teams({"a": (0, 1, 2)}, ("a_0", "a_1", "a_2")) == {"a_0": (0,), "the others": (1, 2)}
+    assert _teams({"a": (0,)}, ("a_0",)) == {}
 
 
 def test_two_runs_are_needed(tmp_path: Path) -> None:
