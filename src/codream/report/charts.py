@@ -86,12 +86,14 @@ def chart(
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
     whole: bool = False,
+    legend: bool = False,
     label: str = "",
     empty: str = "Nothing was logged for this yet.",
 ) -> str:
     """An SVG with axes, units and a legend. `marks`: named horizontal reference lines. `zero`: the axis includes 0.
     `identity`: the diagonal is drawn. `whole`: x counts something, so that its ticks are no fractions. Where `log`
-    meets values that are not positive they are left out. `empty`: what to say without lines."""
+    meets values that are not positive they are left out. `legend`: also for a single line. `empty`: what to say
+    without lines."""
     lines = [_thinned(line, log) for line in lines]
     lines = [line for line in lines if len(line.x)]
     if not lines:
@@ -133,7 +135,7 @@ def chart(
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label or y_label)}" '
         f'tabindex="0" data-chart="{data}">{"".join(parts)}</svg>'
     )
-    return svg + (_legend(lines) if len(lines) > 1 or lines[0].faint is not None else "")
+    return svg + (_legend(lines) if legend or len(lines) > 1 or lines[0].faint is not None else "")
 
 
 def _legend(lines: Sequence[Line]) -> str:

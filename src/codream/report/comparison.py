@@ -145,7 +145,7 @@ def _game(
         names = [f"episode/return/{entries[0].agents[i]}" for i in members]
         for timed, unit in ((False, "environment steps"), (True, "minutes of wall-clock")):
             lines = [_curve(label, group, names, timed, k) for k, (label, group) in enumerate(groups.items())]
-            svg = chart([x for x in lines if x is not None], x_label=unit, y_label="return per episode")
+            svg = chart([x for x in lines if x is not None], x_label=unit, y_label="return per episode", legend=True)
             panels += (
                 f'<figure class="panel"><figcaption><h3>{html.escape(side)}: return over {unit}</h3><p>Return '
                 f"of one agent in training episodes (moving average).</p></figcaption>{svg}</figure>"
@@ -302,14 +302,15 @@ def _heat(entries: Sequence[Entry], episodes: int, progress: bool) -> str:
                 bar.update(i * len(teams) + j + 1, last=(i, j) == (len(teams) - 1,) * 2)
     env.close()
     foes = len(one.spec.sides) == 2
-    first, second = (f"side {name}" if foes else name for name in groups)
+    first, second = (f"the {name} side" if foes else name for name in groups)
+    first = first[0].upper() + first[1:] if foes else first
     verb = "plays against" if foes else "plays with"
     maps = "".join(
         _map(returns[..., k], list(teams), tuple(groups), f"one {name}" if foes else name)
         for k, name in enumerate(groups)
     )
     return (
-        f"{told}<p>Of each row’s run {html.escape(first)} {verb} {html.escape(second)} of each column’s run, "
+        f"{told}<p>{html.escape(first)} of each row’s run {verb} {html.escape(second)} of each column’s run, "
         f"{episodes} episodes a match. A run that does well whoever it meets is dark along its whole row in the first "
         f"table, and along its whole column in the second; the diagonal is plain self-play.</p>{maps}"
     )
