@@ -106,7 +106,7 @@ def _glance(config: Config, steps: int, seconds: float, measured: Mapping[str, A
     asked = (
         f"of {config.total_steps:,} environment steps"
         if steps <= config.total_steps
-        else f"environment steps ({config.total_steps:,} asked for, then to the end of the episodes)"
+        else f"environment steps ({config.total_steps:,} asked for)"
     )
     cards = [
         (f"{steps:,}", asked),
