@@ -33,9 +33,12 @@ def test_seeds_of_one_configuration_are_one_curve(tmp_path: Path) -> None:
 
 def test_different_games_are_told_apart(tmp_path: Path) -> None:
     runs = [run_folder(tmp_path / "one"), run_folder(tmp_path / "other", name="jaxmarl:MPE_simple_tag_v3", metrics=[])]
+    with (runs[0].path / "metrics.jsonl").open("a") as file:
+        file.write('{"steps": 25000, "world_mo')  # it was killed
     text = checked(codream.compare(runs, out=tmp_path / "x.html", quick=True))
     assert "These runs are of 2 different games" in text
-    assert "other has logged no metrics" in text
+    assert "other: This run has logged no metrics yet (metrics.jsonl is empty)." in text
+    assert "one: 1 line(s) of metrics.jsonl could not be read" in text
     assert "Learning curves on jaxmarl:MPE_simple_tag_v3" in text
 
 

@@ -127,6 +127,19 @@ def test_whatever_state_the_metrics_are_in(written: str, tmp_path: Path) -> None
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run"):
         codream.report(tmp_path)
+    with pytest.raises(RunError, match="is not a run"):
+        codream.report(tmp_path.name, root=tmp_path.parent)
+
+
+def test_only_a_last_line_may_be_cut_off_where_training_goes_on(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    file = run.path / "metrics.jsonl"
+    whole = file.read_text()
+    file.write_text(whole + '{"steps": 25000, "world_model/lo')
+    assert len(run.metrics()) == len(lines(TAG.agents))
+    file.write_text('{"steps": 2' + "\n" + whole)
+    with pytest.raises(RunError, match=r"line 1 of .*metrics\.jsonl cannot be read .*remove it to go on"):
+        run.metrics()
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

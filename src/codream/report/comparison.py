@@ -42,6 +42,7 @@ class Entry:
     environment: str
     agents: tuple[str, ...]
     metrics: list[dict[str, float]]
+    warnings: list[str]
     device: str
 
 
@@ -65,9 +66,7 @@ def compare(
     entries = [_entry(Run.open(run, root)) for run in runs]
     if len({entry.run.path.resolve() for entry in entries}) < 2:
         raise RunError(f"compare needs at least two different runs, got {', '.join(map(str, runs)) or 'none'}")
-    told: list[str] = [
-        f"{entry.name} has logged no metrics, so it has no curves." for entry in entries if not entry.metrics
-    ]
+    told = [f"{entry.name}: {line}" for entry in entries for line in entry.warnings]
     games = dict.fromkeys((entry.environment, entry.agents) for entry in entries)
     if len(games) > 1:
         listed = "; ".join(
@@ -93,9 +92,11 @@ def compare(
 
 def _entry(run: Run) -> Entry:
     about = run.about
-    metrics, _ = metrics_of(run)
+    metrics, warnings = metrics_of(run)
     environment = about["environment"]
-    return Entry(run, run.path.name, environment["name"], tuple(environment["agents"]), metrics, about["device"])
+    return Entry(
+        run, run.path.name, environment["name"], tuple(environment["agents"]), metrics, warnings, about["device"]
+    )
 
 
 def _runs(entries: Sequence[Entry]) -> str:
