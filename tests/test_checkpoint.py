@@ -15,7 +15,7 @@ from helpers import copy_until, tiny_config
 from jaxtyping import Array
 
 from codream import CheckpointError, EnvSpec, Run, checkpoint
-from codream.checkpoint import find, restore, save, saved
+from codream.checkpoint import find, restore, save, saved, while_it_goes_on
 
 SPEC = EnvSpec("two", ("cat_0", "mouse_0"), ((3,), (2,)), (2, 5), has_mask=True)
 
@@ -150,3 +150,29 @@ def test_a_run_with_a_damaged_checkpoint(host_run: Run, tmp_path: Path) -> None:
         find(run.path)
     shutil.rmtree(run.checkpoints / "400")
     assert find(run.path).steps == 200
+
+
+def test_a_checkpoint_deleted_while_it_is_read(tmp_path: Path) -> None:
+    """Training goes on meanwhile: it writes a new checkpoint and deletes the one that was being read."""
+    (tmp_path / "100").mkdir()
+    tried = []
+
+    def read() -> int:
+        latest = max(saved(tmp_path))
+        tried.append(latest)
+        if latest == 100:
+            (tmp_path / "200").mkdir()
+            shutil.rmtree(tmp_path / "100")
+            raise FileNotFoundError("arrays not found")
+        return latest
+
+    assert while_it_goes_on(tmp_path, read) == 200
+    assert tried == [100, 200]
+
+    def broken() -> int:
+        tried.append(0)
+        raise CheckpointError("damaged")
+
+    with pytest.raises(CheckpointError, match="damaged"):
+        while_it_goes_on(tmp_path, broken)
+    assert tried[2:] == [0]  # nothing has changed, so it is read once

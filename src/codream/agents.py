@@ -30,7 +30,7 @@ def load(run: str | Path | Run, *, checkpoint: int | None = None, env: Any = Non
     another version.
     """
     run = Run.open(run, root)
-    found = checkpoints.find(run.path, checkpoint)
+    found = checkpoints.while_it_goes_on(run.checkpoints, lambda: checkpoints.find(run.path, checkpoint))
     if run.about["environment"]["by_object"] and env is None:
         raise RunError(f"{run.path} was trained on an environment given as an object; pass it: load(…, env=…)")
 
@@ -40,7 +40,13 @@ def load(run: str | Path | Run, *, checkpoint: int | None = None, env: Any = Non
     one = make(1)
     if one.spec != found.spec:
         raise RunError(f"{run.path} was trained on {found.spec}, but its environment is now {one.spec}")
-    runner = checkpoints.restore(driver_for(one, found.config).template(), found)
+    template = driver_for(one, found.config).template()
+
+    def restored() -> Any:
+        found = checkpoints.find(run.path, checkpoint)
+        return found, checkpoints.restore(template, found)
+
+    found, runner = checkpoints.while_it_goes_on(run.checkpoints, restored)
     return Agents(runner.state, found.config, steps=found.steps, env=one, make=make, name=str(run.path))
 
 

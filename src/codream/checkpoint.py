@@ -13,8 +13,9 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -25,8 +26,20 @@ from codream.config import Config
 from codream.envs import EnvSpec
 from codream.runs import library_versions
 
-__all__ = ["FORMAT", "Checkpoint", "CheckpointError", "find", "restore", "save", "saved", "set_aside"]
+__all__ = [
+    "FORMAT",
+    "Checkpoint",
+    "CheckpointError",
+    "find",
+    "restore",
+    "save",
+    "saved",
+    "set_aside",
+    "while_it_goes_on",
+]
 
+T = TypeVar("T")
+TRIES = 5  # to read a checkpoint of a run that goes on
 FORMAT = 1  # raised whenever what a checkpoint holds changes
 
 
@@ -124,6 +137,19 @@ def find(run: Path, steps: int | None = None) -> Checkpoint:
         return _verified(every[steps])
     except CheckpointError as err:
         raise CheckpointError(f"{err}\n{_offer(run, every, steps)}") from err
+
+
+def while_it_goes_on(folder: Path, read: Callable[[], T]) -> T:
+    """What `read` makes of the checkpoints in `folder`; read again where training has meanwhile written a new one, and
+    deleted the one that was being read."""
+    for _ in range(TRIES):
+        before = list(saved(folder))
+        try:
+            return read()
+        except (CheckpointError, OSError, ValueError):
+            if list(saved(folder)) == before:
+                raise
+    return read()
 
 
 def _offer(run: Path, every: dict[int, Path], steps: int) -> str:

@@ -81,6 +81,7 @@ class Run:
                 "version": environment_version(spec.name),
                 "by_object": by_object,
                 "agents": list(spec.agents),
+                "num_actions": list(spec.num_actions),
             },
         }
         (path / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -96,7 +97,11 @@ class Run:
                 return Run(path)
         every = [str(path.parent) for path in sorted(Path(root).glob("*/config.json"))]
         near = difflib.get_close_matches(str(run), every, n=3, cutoff=0.3)
-        what = "is not a run (it has no config.json)" if Path(run).is_dir() else "does not exist"
+        what = (
+            "is not a run (it has no config.json)"
+            if Path(run).is_dir() or (Path(root) / run).is_dir()
+            else "does not exist"
+        )
         listed = ", ".join(near + [other for other in every if other not in near])
         raise RunError(f"the run {run} {what}; runs in {root}/: {listed or 'none'}")
 
@@ -121,12 +126,21 @@ class Run:
             raise RunError(f"{self.path / 'run.json'} cannot be read: {err}") from err
 
     def metrics(self) -> list[dict[str, float]]:
-        """All lines of metrics.jsonl. A last line that was cut off in writing is left out."""
+        """All lines of metrics.jsonl. A last line that was cut off in writing is left out; RunError for any other that
+        cannot be read."""
         try:
             lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines[:-1]]
+        found = []
+        for number, line in enumerate(lines[:-1], 1):
+            try:
+                found.append(json.loads(line))
+            except ValueError as err:
+                raise RunError(
+                    f"line {number} of {self.path / 'metrics.jsonl'} cannot be read ({err}); remove it to go on"
+                ) from err
+        return found
 
     def log(self, line: dict[str, float]) -> None:
         """Append one line of metrics."""

@@ -1,17 +1,21 @@
-"""Several seeds as one number: interquartile means and bootstrap intervals.
+"""Several seeds as one number: interquartile means and bootstrap intervals (Agarwal et al. 2021, arXiv:2108.13264).
 
-As recommended by Agarwal et al. 2021 (arXiv:2108.13264) and computed by their library `rliable`. That one needs
-arch < 8, whose decorators pandas 3 broke, so it would hold everybody to pandas 2; and it brings seaborn and
-statsmodels. A test compares both where it is installed (`pip install "codream[rliable]"`).
+Their library `rliable` computes both where it is installed (`pip install "codream[rliable]"`). It is optional because
+its dependency arch < 8 does not import beside pandas 3, and it brings seaborn and statsmodels. Without it the same
+measure is computed here; a test compares the two.
 """
 
 from __future__ import annotations
+
+import functools
+import importlib.metadata
+from types import ModuleType
 
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-__all__ = ["interval", "iqm"]
+__all__ = ["interval", "iqm", "source"]
 
 
 def iqm(scores: Float[np.ndarray, "runs *rest"]) -> Float[np.ndarray, "*rest"]:
@@ -22,15 +26,50 @@ def iqm(scores: Float[np.ndarray, "runs *rest"]) -> Float[np.ndarray, "*rest"]:
 def interval(
     scores: Float[np.ndarray, "runs *rest"], *, level: float = 0.95, repeats: int = 2_000, seed: int = 0
 ) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
-    """Percentile bootstrap interval of the interquartile mean, runs drawn with replacement.
+    """Percentile bootstrap interval of the interquartile mean, runs drawn with replacement. There is one task, so
+    rliable's bootstrap, stratified by task, draws the same way.
 
     Of one run there is no interval: both ends are that run's scores. Raises ValueError without any run.
     """
     scores = np.asarray(scores, float)
     if not len(scores):
         raise ValueError("expected the scores of at least one run, got none")
+    library = _rliable()
+    if library is not None:
+        return _by_rliable(library, scores, level, repeats, seed)
     draws = np.random.default_rng(seed).integers(len(scores), size=(repeats, len(scores)))
-    means = np.stack([iqm(scores[draw]) for draw in draws])
+    means = stats.trim_mean(scores[draws], 0.25, axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    return np.asarray(low), np.asarray(high)
+
+
+def source() -> str:
+    """Who computes the intervals: rliable and its version, or codream."""
+    return "codream’s own bootstrap" if _rliable() is None else f"rliable {importlib.metadata.version('rliable')}"
+
+
+@functools.cache
+def _rliable() -> ModuleType | None:
+    try:
+        from rliable import library  # pyright: ignore[reportMissingImports]
+    except (ImportError, TypeError):  # TypeError: arch < 8 beside pandas 3
+        return None
+    return library
+
+
+def _by_rliable(
+    library: ModuleType, scores: Float[np.ndarray, "runs *rest"], level: float, repeats: int, seed: int
+) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
+    """The scores as those of one task, with a column for every place of `rest`."""
+    columns = scores.reshape(len(scores), 1, -1)
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002 (rliable 1.2 draws from NumPy's global generator, whatever random_state it got)
+    try:
+        _, found = library.get_interval_estimates(
+            {"runs": columns}, lambda drawn: iqm(drawn[:, 0]), reps=repeats, confidence_interval_size=level
+        )
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+    low, high = (end.reshape(scores.shape[1:]) for end in found["runs"])
     return low, high

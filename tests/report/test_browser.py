@@ -1,5 +1,6 @@
 """A report in a real browser: no errors, controls that work, nothing wider than a phone."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,12 +13,16 @@ from scenes import COINS, episode_of, measured, run_folder, with_measures, witho
 from test_report import alone
 
 import codream
+from codream.envs import EnvSpec
 from codream.report.animation import scene_of
+from codream.report.film import frames_of
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+SEEN = EnvSpec("seen", ("agent_0", "agent_1"), ((16, 16, 1),) * 2, (2, 2))
 
 # Drives the page from inside and writes what it found into the title, which --dump-dom prints.
 PROBE = """<script>
@@ -136,3 +141,42 @@ def test_boards_and_runs_without_dreams(tmp_path: Path, dreams: bool) -> None:
     assert seen["dream"] == (not dreams)
     assert seen["title"] == ("What it expected each agent to do" if dreams else "What it would do itself")
     assert seen["errors"] == []
+
+
+FRAMES = """<script>
+window.addEventListener("load", () => {
+  const $ = (name) => document.querySelector(`[data-part="${name}"]`), seen = {};
+  $("slider").value = 3; $("slider").dispatchEvent(new Event("input"));
+  const box = (what) => $(what).querySelector("svg").getAttribute("viewBox").split(" ").map(Number);
+  seen.windows = [box("real"), box("dream")];
+  seen.told = $("seen").textContent;
+  seen.episode = getComputedStyle($("episode").parentElement).display;
+  document.title = "FOUND" + JSON.stringify(seen) + "END";
+});
+</script>"""
+
+
+def test_frames_of_images(tmp_path: Path) -> None:
+    """Each picture is a window within one frame of the strip."""
+    run = run_folder(tmp_path / "run")
+    about = json.loads((run.path / "run.json").read_text())
+    about["environment"] |= {"name": SEEN.name, "agents": list(SEEN.agents)}
+    (run.path / "run.json").write_text(json.dumps(about))
+    page = codream.report(with_measures(run, alone(SEEN)), quick=True)
+    page.write_text(page.read_text().replace("<body>", f"<body>{FRAMES}"))
+    done = browse(page, tmp_path / "profile", "--window-size=390,900", "--dump-dom")
+    assert "CONSOLE" not in done.stderr, done.stderr
+    seen: dict[str, Any] = json.loads(done.stdout.partition("<title>FOUND")[2].partition("END</title>")[0])
+    assert seen["windows"] == [pytest.approx([3 + 1 / 18, 1 / 18, 16 / 18, 16 / 18])] * 2
+    assert seen["told"] == "As agent_0 sees it."
+    assert seen["episode"] == "none"  # there is one to choose from
+
+
+def test_a_frame_shows_nothing_of_its_neighbours() -> None:
+    episode = episode_of(SEEN)
+    flashing = np.zeros_like(episode.obs)
+    flashing[::2] = 255
+    scene = scene_of(dataclasses.replace(episode, obs=flashing), SEEN)
+    for t, frame in enumerate(frames_of(scene, 0, SEEN.sides)):
+        shown = np.asarray(frame.crop((12, 42, 286, 316)))
+        assert (shown == (0 if t % 2 else 255)).all()

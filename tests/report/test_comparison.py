@@ -1,5 +1,7 @@
 """Comparing runs: what is grouped, what is said, and that unlike games are kept apart."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,8 @@ from scenes import TAG, lines, measured, run_folder, with_measures
 from test_report import checked
 
 import codream
-from codream import Run, RunError, cli
+from codream import Run, RunError, cli, statistics
+from codream.report.comparison import _teams
 from codream.statistics import interval, iqm
 
 
@@ -24,15 +27,41 @@ def test_seeds_of_one_configuration_are_one_curve(tmp_path: Path) -> None:
     assert text.count('class="band"') == 4  # two sides, over steps and over wall-clock
     assert "adversary against flee" in text
     assert "[11.0, 11.0], 3 seeds" in text
+    assert f"computed by {statistics.source()}" in text
     assert "Everyone against everyone" not in text
 
 
 def test_different_games_are_told_apart(tmp_path: Path) -> None:
     runs = [run_folder(tmp_path / "one"), run_folder(tmp_path / "other", name="jaxmarl:MPE_simple_tag_v3", metrics=[])]
+    with (runs[0].path / "metrics.jsonl").open("a") as file:
+        file.write('{"steps": 25000, "world_mo')  # it was killed
     text = checked(codream.compare(runs, out=tmp_path / "x.html", quick=True))
     assert "These runs are of 2 different games" in text
-    assert "other has logged no metrics" in text
+    assert "other: This run has logged no metrics yet (metrics.jsonl is empty)." in text
+    assert "one: 1 line(s) of metrics.jsonl could not be read" in text
     assert "Learning curves on jaxmarl:MPE_simple_tag_v3" in text
+
+
+def test_seeds_of_different_speed_are_one_curve_over_wall_clock(tmp_path: Path) -> None:
+    """One seed compiled, the other found it compiled: their times do not even overlap."""
+    slow = [line | {"seconds": line["seconds"] + 1_000} for line in lines(TAG.agents)]
+    runs = [run_folder(tmp_path / "tag-seed0"), run_folder(tmp_path / "tag-seed1", seed=1, metrics=slow)]
+    text = checked(codream.compare(runs, out=tmp_path / "x.html", quick=True))
+    drawn = [json.loads(data.replace("&quot;", '"')) for data in re.findall(r'data-chart="([^"]*)"', text)]
+    timed = [chart["lines"][0]["x"] for chart in drawn if "minutes" in chart["x_label"]]
+    assert len(timed) == 2
+    for x in timed:
+        assert (x[0], x[-1]) == pytest.approx((503 / 60, 680 / 60), rel=1e-3)
+
+
+def test_who_plays_whom() -> None:
+    assert _teams({"hunter": (0, 1), "prey": (2,)}, ("hunter_0", "hunter_1", "prey_0")) == {
+        "hunter": (0, 1),
+        "prey": (2,),
+    }
+    assert _teams({"a": (0, 1)}, ("a_0", "a_1")) == {"a_0": (0,), "a_1": (1,)}
+    assert _teams({"a": (0, 1, 2)}, ("a_0", "a_1", "a_2")) == {"a_0": (0,), "the others": (1, 2)}
+    assert _teams({"a": (0,)}, ("a_0",)) == {}
 
 
 def test_two_runs_are_needed(tmp_path: Path) -> None:
@@ -67,12 +96,31 @@ def test_the_interquartile_mean_leaves_out_the_ends() -> None:
         interval(np.zeros((0, 2)))
 
 
-def test_as_rliable_computes_it() -> None:
-    try:
-        from rliable import library, metrics
-    except (ImportError, TypeError) as err:
-        pytest.skip(f"rliable does not import here: {err}")
-    scores = np.random.default_rng(0).normal(size=(9, 1))
-    points, intervals = library.get_interval_estimates({"a": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]))
-    assert iqm(scores)[0] == pytest.approx(points["a"][0])
-    np.testing.assert_allclose(np.ravel(interval(scores)), np.ravel(intervals["a"]), atol=0.08)
+def test_the_interval_worked_out_on_paper(own_bootstrap: None) -> None:
+    """Three runs have 27 equally likely draws: the lowest mean has probability 1/27, the next 3/27."""
+    scores = np.array([0.0, 1.0, 2.0])
+    assert interval(scores) == pytest.approx((0.0, 2.0))  # 1/27 > 2.5 %
+    assert interval(scores, level=0.9) == pytest.approx((1 / 3, 5 / 3))  # 1/27 < 5 % < 4/27
+
+
+@pytest.fixture
+def own_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_rliable", lambda: None)
+
+
+@pytest.mark.parametrize("runs", [3, 9])
+def test_rliable_computes_where_it_is_installed(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = statistics._rliable()
+    if library is None:
+        pytest.skip("rliable does not import here")
+    assert statistics.source().startswith("rliable ")
+    scores = np.random.default_rng(0).normal(size=(runs, 2))
+    calls, estimate = [], library.get_interval_estimates
+    monkeypatch.setattr(library, "get_interval_estimates", lambda *a, **kw: calls.append(a) or estimate(*a, **kw))
+    theirs = interval(scores)
+    assert len(calls) == 1
+    np.testing.assert_array_equal(theirs, interval(scores))  # the same seed, the same interval
+    monkeypatch.setattr(statistics, "_rliable", lambda: None)
+    np.testing.assert_allclose(interval(scores), theirs, atol=0.1)
+    aggregate = pytest.importorskip("rliable.metrics").aggregate_iqm
+    np.testing.assert_allclose(iqm(scores), [aggregate(column) for column in scores.T])

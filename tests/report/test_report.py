@@ -95,6 +95,15 @@ def test_the_panels_in_the_specs_order() -> None:
     expected = sum(16 * line["episode/return/adversary_0"] for line in lines(TAG.agents))
     assert summed[-1] == pytest.approx(expected, rel=1e-4)
     assert "guessing" in panels[2].svg
+    assert "dashed line" not in training_panels(lines(TAG.agents), TAG.agents, TAG.sides)[2].sentence
+
+
+def test_a_loss_over_many_magnitudes_is_drawn_on_a_logarithmic_axis() -> None:
+    wide = [line | {"world_model/loss": 20_000 * 0.8**k} for k, line in enumerate(lines(TAG.agents))]
+    for metrics, log in ((wide, True), (lines(TAG.agents), False)):
+        panel = training_panels(metrics, TAG.agents, TAG.sides)[1]
+        assert ("logarithmic axis" in panel.sentence) == log
+        assert ("loss (log scale)" in panel.svg) == log
 
 
 @pytest.mark.parametrize("written", ["nothing", "empty", "half"])
@@ -118,6 +127,19 @@ def test_whatever_state_the_metrics_are_in(written: str, tmp_path: Path) -> None
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run"):
         codream.report(tmp_path)
+    with pytest.raises(RunError, match="is not a run"):
+        codream.report(tmp_path.name, root=tmp_path.parent)
+
+
+def test_only_a_last_line_may_be_cut_off_where_training_goes_on(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    file = run.path / "metrics.jsonl"
+    whole = file.read_text()
+    file.write_text(whole + '{"steps": 25000, "world_model/lo')
+    assert len(run.metrics()) == len(lines(TAG.agents))
+    file.write_text('{"steps": 2' + "\n" + whole)
+    with pytest.raises(RunError, match=r"line 1 of .*metrics\.jsonl cannot be read .*remove it to go on"):
+        run.metrics()
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
 """Positions decoded from observations are those of the environment's own bodies."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
-from scenes import TAG, episode_of
+from scenes import TAG, episode_of, run_folder
 
 import codream
+from codream import cli
 from codream.envs import EnvSpec
+from codream.report import watching
 from codream.report.animation import scene_of
 from codream.report.dreams import typical_episodes
-from codream.report.film import film
+from codream.report.film import film, frames_of, write_film
 from codream.report.scene import layouts
 
 
@@ -56,6 +61,34 @@ def test_a_film_has_a_frame_for_every_step(spec: EnvSpec) -> None:
 
     with Image.open(io.BytesIO(film(scene_of(episode_of(spec), spec), 1, spec.sides))) as gif:
         assert getattr(gif, "n_frames", 1) == 13
+
+
+def test_an_mp4_can_be_read_back(tmp_path: Path) -> None:
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    scene = scene_of(episode_of(TAG), TAG)
+    frames = frames_of(scene, 1, TAG.sides, TAG.agents)
+    path = tmp_path / "new" / "film.mp4"
+    write_film(path, frames, fps=4)
+    reader = ffmpeg.read_frames(str(path))
+    about = next(reader)
+    assert about["fps"] == 4
+    width, height = about["size"]
+    assert (width, height) == (frames[0].width // 2 * 2, frames[0].height // 2 * 2)
+    read = [np.frombuffer(data, np.uint8).reshape(height, width, 3) for data in reader]
+    assert len(read) == len(frames) == 13
+    for there, drawn in zip(read, frames, strict=True):
+        difference = there.astype(float) - np.asarray(drawn)[:height, :width]
+        assert np.abs(difference).mean() < 4  # of 255: the codec loses a little
+
+
+def test_mp4_without_its_library_is_refused_before_playing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    monkeypatch.setattr(watching, "load", None)  # nothing is loaded, let alone played
+    run = run_folder(tmp_path / "run")
+    assert cli.main(["watch", str(run.path), "--out", str(tmp_path / "film.mp4")]) == 2
+    assert 'pip install "codream[video]", or choose a .gif' in capsys.readouterr().err
 
 
 def test_the_episodes_shown_are_the_median_the_liveliest_and_the_quietest() -> None:

@@ -44,22 +44,24 @@ def report(
     """
     run = Run.open(run, root)
     config, about = run.config, run.about
-    metrics, warnings = metrics_of(run)
+    unplayed: list[str] = []
     measured = saved_measures(run)
     if not quick:
         try:
             agents = load(run, env=env)
         except CheckpointError as err:
-            warnings.append(f"Nothing could be played: {err}")
+            unplayed.append(f"Nothing could be played: {err}")
         else:
             measured = measure_run(run, agents, cross_play=cross_play, episodes=episodes, progress=progress)
             scenes, sides = measured["scenes"], measured["sides"]
             gif = film(scenes[0], 0, sides) if scenes else None
             publish(run.path, measured["steps"], standing_markdown(measured), gif)
+    metrics, warnings = metrics_of(run)  # after playing, which takes a while in which a run may go on
     names: list[str] = about["environment"]["agents"]
     sides = sides_of(names)
-    panels = training_panels(metrics, names, sides, measured["num_actions"] if measured else None, config.algo)
-    text = run_page(run.path.name, config, about, metrics, panels, measured, sides, warnings)
+    actions = (measured or about["environment"]).get("num_actions")  # not in run.json of older runs
+    panels = training_panels(metrics, names, sides, actions, config.algo)
+    text = run_page(run.path.name, config, about, metrics, panels, measured, sides, warnings + unplayed)
     path = run.path / "report.html"
     path.write_text(text, encoding="utf-8")
     return path

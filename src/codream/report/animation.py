@@ -36,6 +36,8 @@ def action_names(spec: EnvSpec) -> list[str]:
         return ["stay", "left", "right", "down", "up"]
     if spec.name == "jaxmarl:coin_game":
         return ["right", "left", "down", "up", "stay"]
+    if spec.name.startswith("butterfly:cooperative_pong"):
+        return ["stay", "up", "down"]
     return [str(a) for a in range(spec.max_actions)]
 
 
@@ -63,6 +65,7 @@ def scene_of(episode: Episode, spec: EnvSpec, others: str = "predicted") -> dict
             view |= _in_the_plane(found[dreamed.focal], real, dreamed, episode.start, spec.num_agents)
         elif spec.is_image:
             view |= {"real": _film(real), "dream": None if dreamed.obs is None else _film(dreamed.obs[0])}
+            view["edge"] = 1 / (real.shape[1] + 2)
         elif boards is not None:
             view |= _on_the_board(boards[dreamed.focal], real, dreamed)
         else:
@@ -85,7 +88,7 @@ def scene_of(episode: Episode, spec: EnvSpec, others: str = "predicted") -> dict
 _GAP = {
     "plane": "mean distance, arena units",
     "grid": "squared error, all cells",
-    "image": "squared error per frame",
+    "image": "squared error, all pixels",
     "strip": "squared error, symlog units",
 }
 
@@ -144,14 +147,18 @@ def _on_the_board(grid: Grid, real: Shaped[np.ndarray, "steps_1 size"], dreamed:
 
 
 def _film(frames: Shaped[np.ndarray, "steps h w c"]) -> str:
-    """All frames beside one another as one PNG, in a data URI."""
+    """All frames beside one another as one PNG, in a data URI.
+
+    Each has its outermost pixels twice (`edge` of a view is their share): a browser rounds boxes to whole pixels of the
+    screen, and would else show a sliver of the next frame.
+    """
     from PIL import Image
 
     pixels = np.clip(np.round(np.asarray(frames, float)), 0, 255).astype(np.uint8)
     channels = pixels.shape[-1]
     if channels not in (1, 3):  # stacked frames or masks: their mean says most
         pixels, channels = pixels.mean(axis=-1, keepdims=True).astype(np.uint8), 1
-    strip = np.concatenate(list(pixels), axis=1)
+    strip = np.concatenate([np.pad(frame, ((1, 1), (1, 1), (0, 0)), mode="edge") for frame in pixels], axis=1)
     out = io.BytesIO()
     Image.fromarray(strip[..., 0] if channels == 1 else strip).save(out, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

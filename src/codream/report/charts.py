@@ -19,6 +19,7 @@ __all__ = ["PARTS", "Line", "agent_styles", "chart", "nice", "palette"]
 WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 12, 42
 MOST_POINTS = 240  # of one line
+FEW_POINTS = 15  # that are marked by dots
 
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
@@ -84,12 +85,15 @@ def chart(
     identity: bool = False,
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
+    whole: bool = False,
+    legend: bool = False,
     label: str = "",
     empty: str = "Nothing was logged for this yet.",
 ) -> str:
     """An SVG with axes, units and a legend. `marks`: named horizontal reference lines. `zero`: the axis includes 0.
-    `identity`: the diagonal is drawn. Where `log` meets values that are not positive they are
-    left out. `empty`: what to say without lines."""
+    `identity`: the diagonal is drawn. `whole`: x counts something, so that its ticks are no fractions. Where `log`
+    meets values that are not positive they are left out. `legend`: also for a single line. `empty`: what to say
+    without lines."""
     lines = [_thinned(line, log) for line in lines]
     lines = [line for line in lines if len(line.x)]
     if not lines:
@@ -103,7 +107,7 @@ def chart(
     low, high = scaled(y0), scaled(y1)
     to_y = lambda v: HEIGHT - BOTTOM - (scaled(v) - low) / ((high - low) or 1) * (HEIGHT - TOP - BOTTOM)  # noqa: E731
 
-    parts = [_frame(ticks, nice(x0, x1, 5), to_x, to_y, x_label, y_label)]
+    parts = [_frame(ticks, nice(x0, x1, 5, whole=whole), to_x, to_y, x_label, y_label)]
     if identity:
         parts.append(f'<path class="mark" d="M{to_x(x0):.1f} {to_y(x0):.1f}L{to_x(x1):.1f} {to_y(x1):.1f}"/>')
     for name, y in marks:
@@ -131,7 +135,7 @@ def chart(
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label or y_label)}" '
         f'tabindex="0" data-chart="{data}">{"".join(parts)}</svg>'
     )
-    return svg + (_legend(lines) if len(lines) > 1 or lines[0].faint is not None else "")
+    return svg + (_legend(lines) if legend or len(lines) > 1 or lines[0].faint is not None else "")
 
 
 def _legend(lines: Sequence[Line]) -> str:
@@ -156,6 +160,9 @@ def _drawn(line: Line, to_x, to_y) -> str:  # type: ignore[no-untyped-def]
         out += f'<path class="faint" style="stroke:{line.colour}" d="{path(line.faint)}"/>'
     if len(line.x) == 1:
         return out + f'<circle r="3" cx="{to_x(line.x[0]):.1f}" cy="{to_y(line.y[0]):.1f}" style="fill:{line.colour}"/>'
+    if len(line.x) <= FEW_POINTS:
+        for x, y in zip(line.x, line.y, strict=True):
+            out += f'<circle r="2.5" cx="{to_x(x):.1f}" cy="{to_y(y):.1f}" style="fill:{line.colour}"/>'
     return out + f'<path class="line" style="stroke:{line.colour}" stroke-dasharray="{line.dash}" d="{path(line.y)}"/>'
 
 
@@ -224,13 +231,14 @@ def _axis(low: float, high: float, log: bool, *, exact: bool) -> tuple[float, fl
     return low, high, nice(low, high, 5)
 
 
-def nice(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers from `low` to `high`."""
+def nice(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
+    """About `count` round numbers from `low` to `high`. `whole`: none of them is a fraction."""
     if high <= low:
         return [low]
     raw = (high - low) / count
     unit = 10.0 ** math.floor(math.log10(raw))
     step = unit * next(m for m in (1, 2, 2.5, 5, 10) if raw <= m * unit * (1 + 1e-9))
+    step = max(math.ceil(step), 1) if whole else step
     first = math.ceil(low / step - 1e-9)
     found = []
     while first * step <= high + 1e-9 * step:

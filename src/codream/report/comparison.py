@@ -24,7 +24,7 @@ from codream.report.lines import metrics_of, sides_of
 from codream.report.measures import saved_measures
 from codream.report.panels import moving_average
 from codream.runs import Run, RunError
-from codream.statistics import interval, iqm
+from codream.statistics import interval, iqm, source
 
 __all__ = ["compare"]
 
@@ -42,6 +42,7 @@ class Entry:
     environment: str
     agents: tuple[str, ...]
     metrics: list[dict[str, float]]
+    warnings: list[str]
     device: str
 
 
@@ -65,9 +66,7 @@ def compare(
     entries = [_entry(Run.open(run, root)) for run in runs]
     if len({entry.run.path.resolve() for entry in entries}) < 2:
         raise RunError(f"compare needs at least two different runs, got {', '.join(map(str, runs)) or 'none'}")
-    told: list[str] = [
-        f"{entry.name} has logged no metrics, so it has no curves." for entry in entries if not entry.metrics
-    ]
+    told = [f"{entry.name}: {line}" for entry in entries for line in entry.warnings]
     games = dict.fromkeys((entry.environment, entry.agents) for entry in entries)
     if len(games) > 1:
         listed = "; ".join(
@@ -78,7 +77,9 @@ def compare(
     sections = [("runs", "", _runs(entries) + "".join(f'<p class="warn">{html.escape(line)}</p>' for line in told))]
     for number, (game, names) in enumerate(games):
         group = [e for e in entries if (e.environment, e.agents) == (game, names)]
-        sections += _game(game, group, number, quick=quick, episodes=episodes, progress=progress)
+        of = f" on {game}" if len(games) > 1 else ""
+        for key, heading, text in _game(game, group, quick=quick, episodes=episodes, progress=progress):
+            sections.append((f"{key}-{number}", heading + of, text))
     title = f"{len(entries)} runs compared"
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,9 +92,11 @@ def compare(
 
 def _entry(run: Run) -> Entry:
     about = run.about
-    metrics, _ = metrics_of(run)
+    metrics, warnings = metrics_of(run)
     environment = about["environment"]
-    return Entry(run, run.path.name, environment["name"], tuple(environment["agents"]), metrics, about["device"])
+    return Entry(
+        run, run.path.name, environment["name"], tuple(environment["agents"]), metrics, warnings, about["device"]
+    )
 
 
 def _runs(entries: Sequence[Entry]) -> str:
@@ -134,49 +137,60 @@ def methods(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 
 def _game(
-    game: str, entries: Sequence[Entry], number: int, *, quick: bool, episodes: int, progress: bool
+    game: str, entries: Sequence[Entry], *, quick: bool, episodes: int, progress: bool
 ) -> list[tuple[str, str, str]]:
     groups = methods(entries)
     sides = sides_of(entries[0].agents)
     panels = ""
     for side, members in sides.items():
         names = [f"episode/return/{entries[0].agents[i]}" for i in members]
-        for key, unit, scale in (
-            ("steps", "environment steps", 1.0),
-            ("seconds", "wall-clock minutes of training", 60.0),
-        ):
-            lines = [_curve(label, group, names, key, scale, k) for k, (label, group) in enumerate(groups.items())]
-            svg = chart([x for x in lines if x is not None], x_label=unit, y_label="return per episode")
+        for timed, unit in ((False, "environment steps"), (True, "minutes of wall-clock")):
+            lines = [_curve(label, group, names, timed, k) for k, (label, group) in enumerate(groups.items())]
+            svg = chart([x for x in lines if x is not None], x_label=unit, y_label="return per episode", legend=True)
             panels += (
                 f'<figure class="panel"><figcaption><h3>{html.escape(side)}: return over {unit}</h3><p>Return '
-                f"of one agent "
-                f"in training episodes (moving average); interquartile mean over seeds, 95 % bootstrap "
-                f"band.</p></figcaption>{svg}</figure>"
+                f"of one agent in training episodes (moving average).</p></figcaption>{svg}</figure>"
             )
-    sections = [(f"curves-{number}", f"Learning curves on {game}", f'<div class="panels">{panels}</div>')]
-    sections.append((f"scores-{number}", "Against fixed references", _scores(groups, sides)))
-    if len(_teams(sides)) == 2 and not quick:
-        sections.append((f"heat-{number}", "Everyone against everyone", _heat(entries, episodes, progress)))
+    how = (
+        f'<p class="note-text">Lines: interquartile mean over seeds (the middle half; of fewer than four, the mean). '
+        f"Bands: 95 % bootstrap intervals over seeds, computed by {source()}. Wall-clock is that of training, "
+        f"compiling included, mean over seeds.</p>"
+    )
+    together = len(sides) == 1
+    sections = [
+        ("curves", "Learning curves", f'{how}<div class="panels pairs">{panels}</div>'),
+        ("scores", "How well they play together" if together else "Against fixed references", _scores(groups, sides)),
+    ]
+    if len(_teams(sides, entries[0].agents)) == 2 and not quick:
+        heading = "Everyone with everyone" if together else "Everyone against everyone"
+        if len(entries) > 1:
+            text = _heat(entries, episodes, progress)
+        else:
+            text = f'<p class="empty">There is only one run on {html.escape(game)}, so there is nobody to play.</p>'
+        sections.append(("heat", heading, text))
     return sections
 
 
-def _curve(label: str, group: Sequence[Entry], names: Sequence[str], key: str, scale: float, k: int) -> Line | None:
-    """Interquartile mean of all seeds at common places, as far as all of them have come."""
+def _curve(label: str, group: Sequence[Entry], names: Sequence[str], timed: bool, k: int) -> Line | None:
+    """Interquartile mean of all seeds at common steps, as far as all of them have come. `timed`: drawn over the minutes
+    that it took to come so far, mean over seeds (their times by themselves need not even overlap)."""
     columns = []
     for entry in group:
         rows = [
-            (row[key] / scale, np.mean([row[n] for n in names]))
+            (row["steps"], row.get("seconds", 0.0) / 60, np.mean([row[n] for n in names]))
             for row in entry.metrics
-            if key in row and all(n in row for n in names)
+            if all(n in row for n in names)
         ]
         if rows:
-            x, y = np.asarray(rows, float).T
-            columns.append((x, np.asarray(moving_average(y.tolist()))))
+            steps, minutes, y = np.asarray(rows, float).T
+            columns.append((steps, minutes, np.asarray(moving_average(y.tolist()))))
     if not columns:
         return None
-    low, high = max(x[0] for x, _ in columns), min(x[-1] for x, _ in columns)
+    low, high = max(x[0] for x, _, _ in columns), min(x[-1] for x, _, _ in columns)
     grid = np.linspace(low, max(high, low), POINTS)
-    scores: Float[np.ndarray, "seeds points"] = np.stack([np.interp(grid, x, y) for x, y in columns])
+    scores: Float[np.ndarray, "seeds points"] = np.stack([np.interp(grid, x, y) for x, _, y in columns])
+    if timed:
+        grid = np.mean([np.interp(grid, x, minutes) for x, minutes, _ in columns], axis=0)
     middle = iqm(scores)
     title = f"{label} ({len(columns)} seed{'s' if len(columns) > 1 else ''})"
     ends: Mapping[str, Any] = {}
@@ -186,7 +200,7 @@ def _curve(label: str, group: Sequence[Entry], names: Sequence[str], key: str, s
     return Line(title, grid.tolist(), middle.tolist(), f"var(--p{k % 7})", DASHES[(k // 7) % 4], **ends)
 
 
-def _teams(sides: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+def _teams(sides: Mapping[str, Sequence[int]], agents: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Who can be taken from different runs in one match: the two sides; in a game with one side, its first agent and
     the others. Empty where there is nobody to play with."""
     if len(sides) == 2:
@@ -194,7 +208,8 @@ def _teams(sides: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     everyone = [i for members in sides.values() for i in members]
     if len(sides) > 2 or len(everyone) < 2:
         return {}
-    return {"first agent": (everyone[0],), "other agents": tuple(everyone[1:])}
+    others = everyone[1:]
+    return {agents[everyone[0]]: (everyone[0],), agents[others[0]] if len(others) == 1 else "the others": tuple(others)}
 
 
 def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[int]]) -> str:
@@ -225,7 +240,8 @@ def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[
     body = ""
     for line, values in found.items():
         body += f'<tr><th scope="row">{html.escape(line)}</th>'
-        body += "".join(f"<td>{_summary(values.get(label))}</td>" for label in groups) + "</tr>"
+        digits = 2 if line in _SHARES else 1
+        body += "".join(f"<td>{_summary(values.get(label), digits)}</td>" for label in groups) + "</tr>"
     return (
         '<p class="note-text">Return of one agent per episode, as each run’s own report measured it: '
         "interquartile mean over "
@@ -235,15 +251,19 @@ def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[
     )
 
 
-def _summary(values: Sequence[float] | None) -> str:
+_SHARES = ("equality",)  # between 0 and 1
+
+
+def _summary(values: Sequence[float] | None, digits: int) -> str:
     if not values:
         return "not measured"
     scores = np.asarray(values)[:, None]
     middle = float(iqm(scores)[0])
     if len(values) == 1:
-        return f"<b>{middle:.1f}</b> <small>1 seed</small>"
+        return f"<b>{middle:.{digits}f}</b> <small>1 seed</small>"
     low, high = interval(scores)
-    return f"<b>{middle:.1f}</b> <small>[{low[0]:.1f}, {high[0]:.1f}], {len(values)} seeds</small>"
+    ends = f"[{low[0]:.{digits}f}, {high[0]:.{digits}f}]"
+    return f"<b>{middle:.{digits}f}</b> <small>{ends}, {len(values)} seeds</small>"
 
 
 # ------------------------------------------------------------------------------------------ matches
@@ -270,8 +290,8 @@ def _heat(entries: Sequence[Entry], episodes: int, progress: bool) -> str:
     if len(teams) < 2:
         return told + '<p class="empty">Fewer than two runs could be loaded, so no matches were played.</p>'
     one = next(iter(teams.values()))
-    groups = _teams(one.spec.sides)
-    (first, second), (ours, theirs) = groups, groups.values()
+    groups = _teams(one.spec.sides, one.spec.agents)
+    ours, theirs = groups.values()
     env = as_host(one.make_env(episodes), episodes)
     returns = np.zeros((len(teams), len(teams), 2))
     with Bar("matches", len(teams) ** 2, unit="matches", show=progress) as bar:
@@ -282,11 +302,18 @@ def _heat(entries: Sequence[Entry], episodes: int, progress: bool) -> str:
                 returns[i, j] = [got[list(members)].mean() for members in (ours, theirs)]
                 bar.update(i * len(teams) + j + 1, last=(i, j) == (len(teams) - 1,) * 2)
     env.close()
-    maps = "".join(_map(returns[..., k], list(teams), (first, second), k) for k in range(2))
+    foes = len(one.spec.sides) == 2
+    first, second = (f"the {name} side" if foes else name for name in groups)
+    first = first[0].upper() + first[1:] if foes else first
+    verb = "plays against" if foes else "plays with"
+    maps = "".join(
+        _map(returns[..., k], list(teams), tuple(groups), f"one {name}" if foes else name)
+        for k, name in enumerate(groups)
+    )
     return (
-        f"{told}<p>Each row’s {html.escape(first)} plays with or against each column’s {html.escape(second)}, "
-        f"{episodes} episodes a "
-        f"match. A strong run is dark along its whole row (or column); the diagonal is plain self-play.</p>{maps}"
+        f"{told}<p>{html.escape(first)} of each row’s run {verb} {html.escape(second)} of each column’s run, "
+        f"{episodes} episodes a match. A run that does well whoever it meets is dark along its whole row in the first "
+        f"table, and along its whole column in the second; the diagonal is plain self-play.</p>{maps}"
     )
 
 
@@ -303,7 +330,7 @@ class _Mixed:
         return actions
 
 
-def _map(values: Float[np.ndarray, "runs runs"], names: Sequence[str], sides: tuple[str, str], k: int) -> str:
+def _map(values: Float[np.ndarray, "runs runs"], names: Sequence[str], sides: Sequence[str], whose: str) -> str:
     low, high = values.min(), values.max()
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     body = ""
@@ -311,8 +338,8 @@ def _map(values: Float[np.ndarray, "runs runs"], names: Sequence[str], sides: tu
         cells = "".join(f'<td style="--skill:{(v - low) / ((high - low) or 1) * 60:.0f}%">{v:.1f}</td>' for v in row)
         body += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
     return (
-        f'<h3>Return of one {html.escape(sides[k])} (darker: better for it)</h3><div class="wide"><table '
+        f'<h3>Return of {html.escape(whose)} (darker: better for it)</h3><div class="wide"><table '
         f'class="who heat"><thead>'
-        f"<tr><th>{html.escape(sides[0])} of ↓ &nbsp; {html.escape(sides[1])} of "
-        f"→</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<tr><th>{html.escape(sides[0])} of ↓ &nbsp; "
+        f"{html.escape(sides[1])} of →</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )

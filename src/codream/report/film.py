@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from codream.report.charts import FAMILIES, PARTS
 from codream.report.storyboard import extent
 
-__all__ = ["FPS", "film", "framed", "frames_of", "write_film"]
+__all__ = ["FPS", "check_film", "film", "framed", "frames_of", "write_film"]
 
 FPS = 4
 SIZE = 280  # of one picture, in pixels
@@ -35,13 +36,18 @@ def film(scene: Mapping[str, Any], focal: int, sides: Mapping[str, Sequence[int]
 def write_film(path: Path, frames: Sequence[Image.Image], fps: float = FPS) -> None:
     """Write frames as GIF or MP4, as the file's name ends. Raises ModuleNotFoundError with the command to type where
     MP4 lacks its library, ValueError for another ending."""
+    check_film(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".gif":
-        _save_gif(path, frames, fps)
-    elif path.suffix.lower() == ".mp4":
-        _save_mp4(path, frames, fps)
-    else:
-        raise ValueError(f"expected a file that ends in .gif or .mp4, got {path.name}")
+    save = _save_gif if path.suffix.lower() == ".gif" else _save_mp4
+    save(path, frames, fps)
+
+
+def check_film(path: Path) -> None:
+    """Raise what `write_film` would for this file's name, before anything is played."""
+    if path.suffix.lower() not in (".gif", ".mp4"):
+        raise ValueError(f"expected a file that ends in .gif or .mp4, got {path}")
+    if path.suffix.lower() == ".mp4":
+        _mp4_writer()
 
 
 def frames_of(
@@ -230,7 +236,9 @@ def _strip(draw: ImageDraw.ImageDraw, view: Mapping[str, Any], what: str, t: int
 def _image(scene: Mapping[str, Any], view: Mapping[str, Any], what: str, t: int) -> Image.Image:
     strip = Image.open(io.BytesIO(base64.b64decode(view[what].partition(",")[2]))).convert("RGB")
     width = strip.width // (scene["steps"] + 1)
-    return strip.crop((t * width, 0, (t + 1) * width, strip.height)).resize((SIZE, SIZE), Image.Resampling.NEAREST)
+    edge = round(view.get("edge", 0.0) * width)
+    frame = (t * width + edge, edge, (t + 1) * width - edge, strip.height - edge)
+    return strip.crop(frame).resize((SIZE, SIZE), Image.Resampling.NEAREST)
 
 
 def _save_gif(to: Any, frames: Sequence[Image.Image], fps: float) -> None:
@@ -244,15 +252,22 @@ def _save_gif(to: Any, frames: Sequence[Image.Image], fps: float) -> None:
 
 
 def _save_mp4(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
+    imageio_ffmpeg = _mp4_writer()
+    width, height = (n - n % 2 for n in frames[0].size)  # as the codec wants it
+    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=2)  # pyright: ignore[reportArgumentType]
+    with warnings.catch_warnings():  # JAX warns of any fork; this one only becomes ffmpeg
+        warnings.filterwarnings("ignore", r"os\.fork\(\)", RuntimeWarning)
+        writer.send(None)
+    for frame in frames:
+        writer.send(np.ascontiguousarray(np.asarray(frame.crop((0, 0, width, height)))))
+    writer.close()
+
+
+def _mp4_writer() -> Any:
     try:
         import imageio_ffmpeg  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             'MP4 needs a library that is not installed; type: pip install "codream[video]", or choose a .gif'
         ) from None
-    width, height = (n - n % 2 for n in frames[0].size)  # as the codec wants it
-    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=2)  # pyright: ignore[reportArgumentType]
-    writer.send(None)
-    for frame in frames:
-        writer.send(np.ascontiguousarray(np.asarray(frame.crop((0, 0, width, height)))))
-    writer.close()
+    return imageio_ffmpeg

@@ -103,8 +103,13 @@ def _roles(game: str, agents: Sequence[str]) -> str:
 
 
 def _glance(config: Config, steps: int, seconds: float, measured: Mapping[str, Any] | None) -> str:
+    asked = (
+        f"of {config.total_steps:,} environment steps"
+        if steps <= config.total_steps
+        else f"environment steps ({config.total_steps:,} asked for)"
+    )
     cards = [
-        (f"{steps:,}", f"of {config.total_steps:,} environment steps"),
+        (f"{steps:,}", asked),
         (f"{clock(seconds)} min", "of wall-clock training"),
     ]
     if measured:
@@ -192,6 +197,8 @@ def _dream(measured: Mapping[str, Any], agents: list[str], told: str) -> str:
             " Discs are agents, diamonds are coins in their owner’s colour; the board’s edges join. The paler a thing, "
             "the fewer of eight dreams have it there."
         )
+    if scenes[0]["kind"] == "image":
+        intro += " The pictures are what the networks see, which is coarser than what the environment draws."
     return (
         f'<p>{intro}</p>{_PLAYER}<div class="still">{still}</div>'
         f'<script type="application/json" id="scenes">{text}</script>'
@@ -206,7 +213,7 @@ _PLAYER = """<div class="player" id="player"><div class="controls">
 <span class="clock" data-part="clock" aria-live="polite"></span>
 <label>who dreams <select data-part="focal"></select></label>
 <label>episode <select data-part="episode"></select></label></div>
-<div class="stage"><figure><figcaption>What happened<span>Ringed: the agent whose dream is shown.</span></figcaption>
+<div class="stage"><figure><figcaption>What happened<span data-part="seen"></span></figcaption>
 <svg class="arena" data-part="real" role="img" aria-label="the real episode"></svg></figure>
 <figure data-part="dreamed"><figcaption><b data-part="dreamer"></b><span data-part="phase"></span></figcaption>
 <svg class="arena" data-part="dream" role="img" aria-label="the imagined episode"></svg></figure></div>

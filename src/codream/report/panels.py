@@ -13,6 +13,7 @@ from codream.report.charts import Line, agent_styles, chart
 
 __all__ = ["PARTS_OF_LOSS", "Panel", "moving_average", "training_panels"]
 
+WIDE = 100.0  # times from the smallest to the largest loss beyond which its axis is logarithmic
 SMOOTHED = 8  # lines of metrics in a moving average, each over all episodes that ended meanwhile
 
 PARTS_OF_LOSS = {
@@ -82,12 +83,17 @@ class _Logged:
         )
 
     def model_loss(self) -> Panel:
+        lines = self.one("world_model/loss", "total loss")
+        values = [y for line in lines for y in line.y if math.isfinite(y)]
+        # Images begin at tens of thousands, beside which all that follows is a flat line.
+        log = bool(values) and min(values) > 0 and max(values) > WIDE * min(values)
         return Panel(
             "world-model",
             "World model: total loss",
-            "The weighted sum of all parts that the one shared model is trained on. Falling means that it "
-            "predicts better.",
-            chart(self.one("world_model/loss", "total loss"), x_label=STEPS, y_label="loss (nats)"),
+            "The weighted sum of all parts that the one shared model is trained on"
+            + (", on a logarithmic axis" if log else "")
+            + ". Falling means that it predicts better.",
+            chart(lines, x_label=STEPS, y_label="loss (log scale)" if log else "loss (nats)", log=log),
         )
 
     def model_parts(self) -> Panel:
@@ -103,8 +109,8 @@ class _Logged:
         return Panel(
             "teammates",
             "Teammate loss",
-            "How surprised an agent is by what all others do next (lower is better). The dashed line is blind "
-            "guessing.",
+            "How surprised an agent is by what all others do next (lower is better)."
+            + (" The dashed line is blind guessing." if guess else ""),
             chart(
                 self.one("world_model/team", "teammate loss"),
                 x_label=STEPS,
@@ -142,6 +148,8 @@ def _matwm_panels(log: _Logged, num_actions: Sequence[int] | None) -> list[Panel
     return [
         log.returns(
             "In a competitive game one side's gain is the other's loss, so read it together with the cross-play table."
+            if len(log.sides) > 1
+            else "All agents are of one side, so these lines can simply be read."
         ),
         log.model_loss(),
         log.teammates(_guessing(num_actions)),
@@ -202,8 +210,9 @@ def _wm_rnd_panels(log: _Logged, num_actions: Sequence[int] | None) -> list[Pane
         Panel(
             "entropy",
             "Entropy of the policies",
-            "How undecided each agent is. The dashed line is acting at random; a sudden fall to 0 means that it has "
-            "stopped trying things out.",
+            "How undecided each agent is. "
+            + ("The dashed line is acting at random. " if num_actions else "")
+            + "A sudden fall to 0 means that it has stopped trying things out.",
             chart(
                 everyone("agent/{}/entropy"),
                 x_label=STEPS,

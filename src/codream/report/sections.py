@@ -224,6 +224,7 @@ def horizon(model: Mapping[str, Any], told: str = "its own actions") -> str:
         x_label="steps imagined ahead",
         y_label="squared error",
         zero=True,
+        whole=True,
         label="error by horizon",
     )
     ratio = dreamed[-1] / still[-1] if still[-1] else math.nan

@@ -10,6 +10,7 @@ __all__ = ["extent", "storyboard"]
 
 FRAMES = 6
 SIZE = 130
+DREAMT = 1.5  # how far out a dream may widen the picture
 
 
 def storyboard(scene: Mapping[str, Any], focal: int, agents: Sequence[str]) -> str:
@@ -48,8 +49,11 @@ def storyboard(scene: Mapping[str, Any], focal: int, agents: Sequence[str]) -> s
 
 
 def extent(scene: Mapping[str, Any]) -> tuple[float, float]:
-    """Ends of the square that holds everything real, with some room; at least the arena from −1 to 1."""
+    """Ends of the square that holds everything real, with some room; at least the arena from −1 to 1. What was imagined
+    may widen it a little, but a dream that runs away must not make all else small."""
     values = [abs(v) for view in scene["views"] for frame in view["real"] for pair in frame for v in pair]
+    dreamt = (abs(v) for view in scene["views"] for frame in view["dream"] or () for pair in frame for v in pair)
+    values += (min(v, DREAMT) for v in dreamt)
     half = min(max([1.05, *values]) * 1.08, 3.0)
     return -half, half
 
@@ -78,10 +82,12 @@ def _plane(scene: Mapping[str, Any], view: Mapping[str, Any], t: int, low: float
 
 
 def _images(view: Mapping[str, Any], t: int, count: int) -> str:
-    """Each frame is a window on the strip of all frames."""
+    """Each frame is a window on the strip of all frames, cut by the inner SVG."""
+    edge = view.get("edge", 0.0)
     return "".join(
-        f'<svg class="film" viewBox="{t} 0 1 1" role="img" aria-label="{what}, step {t}">'
-        f'<image href="{view[what]}" x="0" y="0" width="{count}" height="1" preserveAspectRatio="none"/></svg>'
+        f'<svg class="film" viewBox="0 0 1 1" role="img" aria-label="{what}, step {t}">'
+        f'<svg width="1" height="1" viewBox="{t + edge:.5f} {edge:.5f} {1 - 2 * edge:.5f} {1 - 2 * edge:.5f}">'
+        f'<image href="{view[what]}" x="0" y="0" width="{count}" height="1" preserveAspectRatio="none"/></svg></svg>'
         for what in ("real", "dream")
         if view[what] is not None
     )

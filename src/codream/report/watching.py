@@ -15,7 +15,7 @@ from codream.model_quality import Recording, record
 from codream.progress import Bar
 from codream.report.animation import scene_of
 from codream.report.dreams import played_only
-from codream.report.film import FPS, framed, frames_of, write_film
+from codream.report.film import FPS, check_film, framed, frames_of, write_film
 from codream.report.measures import scenes_of
 from codream.runs import Run
 
@@ -55,8 +55,10 @@ def watch(
     """
     run = Run.open(run, root)
     path = run.path / "watch.gif" if out is None else Path(out)
-    if path.suffix.lower() not in (".gif", ".mp4"):
-        raise ConfigError(f"expected a file that ends in .gif or .mp4, got {path}")
+    try:
+        check_film(path)
+    except ValueError as err:
+        raise ConfigError(str(err)) from None
     if episodes < 1:
         raise ConfigError(f"episodes must be 1 or more, got {episodes}")
     agents = load(run, checkpoint=checkpoint, env=env)

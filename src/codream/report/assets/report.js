@@ -2,6 +2,7 @@
 // The page is complete without this script; it adds values under the pointer and the player of episodes.
 (() => {
   document.documentElement.classList.add("scripted");
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((node) => { node.open = true; }));
   const NS = "http://www.w3.org/2000/svg";
   const make = (name, attributes = {}, parent = null, text = null) => {
     const node = document.createElementNS(NS, name);
@@ -81,6 +82,7 @@
   const scene = () => scenes[state.scene];
   const view = () => scene().views[state.focal];
   select("focal", agents, (k) => { state.focal = k; });
+  part("episode").parentElement.hidden = scenes.length < 2;
   select("episode", scenes.map((one) => one.label), (k) => { state.scene = k; state.step = Math.min(state.step, scene().steps); });
   const slider = part("slider");
   const go = (step) => { state.step = Math.min(Math.max(step, 0), scene().steps); draw(false); };
@@ -98,7 +100,8 @@
   const SIZE = 320;
   function frame(svg) {
     svg.setAttribute("class", "arena");
-    const half = Math.min(Math.max(1.05, ...scene().views.flatMap((v) => v.real.flat(2).map(Math.abs))) * 1.08, 3);
+    const far = scene().views.flatMap((v) => [...v.real.flat(2).map(Math.abs), ...(v.dream || []).flat(2).map((x) => Math.min(Math.abs(x), 1.5))]);
+    const half = Math.min(Math.max(1.05, ...far) * 1.08, 3);
     svg.replaceChildren();
     svg.setAttribute("viewBox", `0 0 ${SIZE} ${SIZE}`);
     const to = (v) => ((v + half) / (2 * half)) * SIZE;
@@ -137,14 +140,18 @@
     eye(dream, v.dream[t][state.focal]);
   }
   function film(real, dream) {
+    const edge = view().edge || 0;
     for (const [svg, what] of [[real, "real"], [dream, "dream"]]) {
       if (!view()[what]) continue;
-      svg.setAttribute("class", "film");
-      svg.setAttribute("viewBox", `${state.step} 0 1 1`);
-      if (svg.dataset.of === `${state.scene}/${state.focal}`) continue;
-      svg.dataset.of = `${state.scene}/${state.focal}`;
-      svg.replaceChildren();
-      make("image", { href: view()[what], x: 0, y: 0, width: scene().steps + 1, height: 1, preserveAspectRatio: "none" }, svg);
+      if (svg.dataset.of !== `${state.scene}/${state.focal}`) {
+        svg.dataset.of = `${state.scene}/${state.focal}`;
+        svg.setAttribute("class", "film");
+        svg.setAttribute("viewBox", "0 0 1 1");
+        svg.replaceChildren();
+        const cut = make("svg", { width: 1, height: 1 }, svg);
+        make("image", { href: view()[what], x: 0, y: 0, width: scene().steps + 1, height: 1, preserveAspectRatio: "none" }, cut);
+      }
+      svg.firstChild.setAttribute("viewBox", `${state.step + edge} ${edge} ${1 - 2 * edge} ${1 - 2 * edge}`);
     }
   }
   function strip(real, dream) {
@@ -247,6 +254,10 @@
     part("clock").textContent = `step ${t} of ${scene().steps}`;
     player.dataset.step = t;
     for (const name of ["dreamed", "gaps"]) part(name).hidden = !view().dream;
+    part("seen").textContent = {
+      plane: "Ringed: the agent whose dream is shown.", grid: "Ringed: the agent whose dream is shown.",
+      image: `As ${agents[state.focal]} sees it.`,
+      strip: `The entries of what ${agents[state.focal]} observes.` }[scene().kind];
     part("dreamer").textContent = `What ${agents[state.focal]} imagined`;
     part("phase").textContent = t <= start
       ? `It is still watching: from step ${start} on it only imagines.`
