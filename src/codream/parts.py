@@ -58,7 +58,8 @@ def wm_rnd_apart(spec: EnvSpec, config: Config) -> Apart:
         "rollout": state.rollout,
         "curiosity (networks and optimiser)": state.curiosity,
     }
-    parts = {name: getattr(one, name) for name in ("encoder", "actor", "critic") if getattr(one, name) is not None}
+    names = ("encoder", "actor", "critic", "projected")
+    parts = {name: getattr(one, name) for name in names if getattr(one, name) is not None}
     return Apart(model, parts, _dry_run(state, one, config), _work(state, one, config), held)
 
 
@@ -99,6 +100,8 @@ def _dry_run(state: Any, one: Any, config: Config) -> Iterator[tuple[str, str, s
     x = shape(lambda o: observed(spec, o), obs)
     yield "actor (each agent)", f"o {dims(obs)}", f"ln π {dims(shape(one.log_probs, x, allowed))}"
     yield "critic (each agent)", f"o {dims(obs)}", f"v {dims(shape(one.value, x))}"
+    if one.projected is not None:
+        yield "critic of self-projection (each agent)", f"o {dims(obs)}", f"v̂ {dims(shape(one.projected_value, x))}"
     if model is not None:
         yield from _dry_run_of_model(model, obs)
     if state.curiosity is not None:

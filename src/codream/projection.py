@@ -117,9 +117,9 @@ def project(
         reward = (1 - alpha) * rewards[0] + alpha * jnp.mean(rewards)
         cont = jax.nn.sigmoid(model.cont(h[mine_at])[0])
         z = jax.vmap(model.next)(h, z, jax.random.split(model_key, len(views)))
-        if settings.gradient == "reinforce":
-            z = jax.lax.stop_gradient(z)  # what is imagined is data
         there = (z, jax.vmap(code.decoder)(z), jax.vmap(model.allowed)(z, views))
+        if settings.gradient == "reinforce":
+            there = jax.lax.stop_gradient(there)  # what is imagined is data
         return there, (reward, cont, log_prob, x[mine_at])
 
     first = (z, observed(model.spec, obs[views]), mask[views])
