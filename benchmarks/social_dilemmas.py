@@ -1,7 +1,8 @@
 """Social dilemmas: WM-RND and its parts against independent PPO; one table and one plot for each game.
 
     python benchmarks/social_dilemmas.py [--games coin_game storm_2p] [--variants ippo ippo_common …] [--seeds 5]
-        [--steps 200000] [--episodes 200] [--results runs/social_dilemmas] [--out FILE] [--plots docs] [--table-only]
+        [--steps 200000] [--episodes 200] [--results runs/social_dilemmas] [--out FILE] [--plots docs/images]
+        [--table-only]
 
 Every variant differs from preset wm_rnd in one thing, but for `original` and the two of PPO. All seeds of a variant are
 trained together in one program, which is the same as training each by itself, and several times faster. A variant is
@@ -311,7 +312,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--results", default="runs/social_dilemmas")
-    parser.add_argument("--plots", default="docs")
+    parser.add_argument("--plots", default="docs/images")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--table-only", action="store_true", help="train nothing, draw what is known")
     args = parser.parse_args()
