@@ -5,7 +5,7 @@
         [--table-only]
 
 Every variant differs from preset wm_rnd in one thing, but for `original` and the two of PPO. All seeds of a variant are
-trained together in one program, which is the same as training each by itself, and several times faster. A variant is
+trained together in one program, which is the same as training each by itself and is compiled once. A variant is
 trained for `--steps` and then on until the time that wm_rnd took for them, so that the table has both: equal
 environment steps and, separately, equal wall-clock, compiling not counted. On a CPU, which others may use too, that is
 the seconds of this process; tie it to one core (`taskset -c 0 python …`) to have them mean what they say. What was
