@@ -53,7 +53,7 @@ def configured(env: Any, steps: int, **projection: Any) -> Config:
 
 def likelihood_ratio(trajectories: Projection, scale: Array, config: Config) -> Array:
     """−Σ_t ln π_t × the discounted rewards from t on, less their mean over the trajectories."""
-    alive = jnp.concatenate([jnp.ones_like(trajectories.cont[:, :1]), jnp.cumprod(trajectories.cont, 1)[:, :-1]], 1)
+    alive = jax.vmap(lambda one: one.alive)(trajectories)
     paid = scale * config.ppo.gamma ** jnp.arange(alive.shape[1]) * alive * trajectories.reward
     ahead = jax.lax.stop_gradient(jnp.cumsum(paid[:, ::-1], axis=1)[:, ::-1])
     return -jnp.mean(jnp.sum(trajectories.log_prob * (ahead - jnp.mean(ahead, axis=0)), axis=1))

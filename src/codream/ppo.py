@@ -19,7 +19,7 @@ from codream.envs import EnvSpec
 from codream.latents import symlog
 from codream.nets import CNN, MLP
 
-__all__ = ["Batch", "Learner", "gae", "init_learners", "observed", "ppo_loss", "ppo_optimiser"]
+__all__ = ["Batch", "Learner", "gae", "init_learners", "normalised", "observed", "ppo_loss", "ppo_optimiser"]
 
 
 def observed(spec: EnvSpec, obs: Shaped[Array, "*b_shape"]) -> Float[Array, "*b_shape"]:
@@ -117,6 +117,12 @@ class Batch(eqx.Module):
     target: Float[Array, "n *a"]  # of the value: Â + v
 
 
+def normalised(advantage: Float[Array, "*n"], weight: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """With mean 0 and deviation 1 under `weight`, which sums to 1."""
+    centred = advantage - jnp.sum(weight * advantage)
+    return centred / (jnp.sqrt(jnp.sum(weight * centred**2)) + 1e-8)
+
+
 def ppo_loss(learner: Learner, batch: Batch, config: PPOConfig) -> tuple[Float[Array, ""], dict[str, Array]]:
     """−E[min(ρ Â, clip(ρ, 1 − ε, 1 + ε) Â)] + value_weight · ½ E[(v − target)²] − entropy · E[H], over acting steps.
 
@@ -124,8 +130,7 @@ def ppo_loss(learner: Learner, batch: Batch, config: PPOConfig) -> tuple[Float[A
     """
     weight = batch.acting / jnp.maximum(jnp.sum(batch.acting), 1)
     mean = lambda x: jnp.sum(weight * x)  # noqa: E731
-    centred = batch.advantage - mean(batch.advantage)
-    advantage = centred / (jnp.sqrt(mean(centred**2)) + 1e-8)
+    advantage = normalised(batch.advantage, weight)
 
     log_probs = jax.vmap(learner.log_probs)(batch.x, batch.mask)
     chosen = jnp.take_along_axis(log_probs, batch.action[:, None], axis=-1)[:, 0]

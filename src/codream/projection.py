@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from codream.config import Config
 from codream.latents import sample_onehot
 from codream.markov_model import MarkovModel, own_first
-from codream.ppo import Learner, gae, observed
+from codream.ppo import Learner, gae, normalised, observed
 
 __all__ = ["Projection", "imagined_return", "model_without_gradient", "project", "projection_loss", "symmetry_ratio"]
 
@@ -30,6 +30,11 @@ class Projection(eqx.Module):
     cont: Float[Array, " T"]  # predicted probability that the game goes on after the step
     log_prob: Float[Array, " T"]  # of all actions of my policy that the model's rewards of mine have seen
     x: Float[Array, "T_1 *shape"]  # what I see before each step, and after the last
+
+    @property
+    def alive(self) -> Float[Array, " T"]:
+        """Π_{k<t} c_k: the probability that the game still goes on before each step."""
+        return jnp.concatenate([jnp.ones(1), jnp.cumprod(self.cont)[:-1]])
 
 
 def symmetry_ratio(steps: Int[Array, ""], config: Config) -> Float[Array, ""]:
@@ -127,14 +132,9 @@ def project(
     return Projection(reward, cont, log_prob, jnp.concatenate([x, last[1][None, mine_at]]))
 
 
-def _alive(trajectory: Projection) -> Float[Array, " T"]:
-    """Π_{k<t} c_k: the probability that the game still goes on before each step."""
-    return jnp.concatenate([jnp.ones(1), jnp.cumprod(trajectory.cont)[:-1]])
-
-
 def imagined_return(trajectory: Projection, gamma: float) -> Float[Array, ""]:
     """Σ_t γ^t (Π_{k<t} c_k) R_t. There is no bootstrap at its end."""
-    return jnp.sum(gamma ** jnp.arange(len(trajectory.reward)) * _alive(trajectory) * trajectory.reward)
+    return jnp.sum(gamma ** jnp.arange(len(trajectory.reward)) * trajectory.alive * trajectory.reward)
 
 
 def projection_loss(
@@ -166,14 +166,13 @@ def projection_loss(
     advantage = jax.vmap(lambda r, v, ends, going: gae(r, v, ends, going, ppo.gamma, ppo.lam))(
         scale * data.reward, v, 1 - data.cont, going
     )
-    weight = weight[:, None] * jax.vmap(_alive)(data)
-    mean = lambda x: jnp.sum(weight * x) / jnp.maximum(jnp.sum(weight), 1e-8)  # noqa: E731
+    weight = weight[:, None] * jax.vmap(lambda one: one.alive)(data)
+    weight = weight / jnp.maximum(jnp.sum(weight), 1e-8)
     target = advantage + v[:, :-1]
-    centred = advantage - mean(advantage)
-    normal = centred / (jnp.sqrt(mean(centred**2)) + 1e-8)
-    critic = 0.5 * mean((values[:, :-1] - target) ** 2)
-    metrics |= {"projected_value": mean(v[:, :-1]), "projected_critic_loss": critic}
-    return ppo.value_weight * critic - coef * mean(normal * trajectories.log_prob), metrics
+    critic = 0.5 * jnp.sum(weight * (values[:, :-1] - target) ** 2)
+    better = jnp.sum(weight * normalised(advantage, weight) * trajectories.log_prob)
+    metrics |= {"projected_value": jnp.sum(weight * v[:, :-1]), "projected_critic_loss": critic}
+    return ppo.value_weight * critic - coef * better, metrics
 
 
 def model_without_gradient(model: MarkovModel) -> MarkovModel:

@@ -63,9 +63,9 @@ def test_a_film_has_a_frame_for_every_step(spec: EnvSpec) -> None:
         assert getattr(gif, "n_frames", 1) == 13
 
 
-# JAX warns of any fork; these only become ffmpeg.
+# JAX warns of any fork, this one only becomes ffmpeg; imageio_ffmpeg leaves the pipes of a reader to the collector.
 @pytest.mark.filterwarnings(r"ignore:os\.fork:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_an_mp4_can_be_read_back(tmp_path: Path) -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     scene = scene_of(episode_of(TAG), TAG)
