@@ -24,6 +24,7 @@ from codream import matwm
 from codream.config import Config
 from codream.envs import EnvSpec, HostEnv, TimeStep
 from codream.flops import count_flops
+from codream.nets import Linear
 from codream.parts import Apart, Work, dims, first_agent, wm_rnd_apart
 from codream.presets import preset
 from codream.representation import Change
@@ -203,7 +204,7 @@ def _start(module: Any, path: str, gains: _Gains) -> str:
     """How the weights of a module start, as `codream.nets` makes them; a test holds this against fresh weights."""
     if isinstance(module, eqx.nn.RMSNorm):
         return "ones"
-    if not isinstance(module, eqx.nn.Linear):
+    if not isinstance(module, Linear):
         return ""
     gain = next((gain for ends, gain in gains if re.search(ends, path)), "1")
     return "zeros" if gain == "0" else f"truncated normal at 2 σ, variance gain / fan-in, gain {gain}; bias 0"

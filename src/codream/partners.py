@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from codream.config import WorldModelConfig
 from codream.envs import EnvSpec
-from codream.nets import KVCache, Transformer, linear
+from codream.nets import KVCache, Linear, Transformer, linear
 
 __all__ = ["TeammatePredictor", "others_of"]
 
@@ -27,9 +27,9 @@ class TeammatePredictor(eqx.Module):
     Latents enter with their gradient stopped, so that the predictor shapes no encoder (paper, section 4.2).
     """
 
-    mix: eqx.nn.Linear
+    mix: Linear
     transformer: Transformer
-    out: eqx.nn.Linear
+    out: Linear
     agents: int = eqx.field(static=True)
     actions: int = eqx.field(static=True)
     action_counts: tuple[int, ...] = eqx.field(static=True)

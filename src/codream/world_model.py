@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from codream.config import WorldModelConfig
 from codream.envs import EnvSpec
 from codream.latents import two_hot_loss, two_hot_mean, value_bins
-from codream.nets import MLP, KVCache, Transformer, linear, tree_of
+from codream.nets import MLP, KVCache, Linear, Transformer, linear, tree_of
 from codream.partners import TeammatePredictor, others_of
 from codream.representation import Representation, representation
 
@@ -71,7 +71,7 @@ class WorldModel(eqx.Module):
     """Encoder, decoder and dynamics (`representation`), action mixer, transformer, heads, teammate predictor."""
 
     representation: Representation
-    mixer: eqx.nn.Linear
+    mixer: Linear
     transformer: Transformer
     reward: MLP
     cont: MLP
