@@ -34,8 +34,7 @@ from jaxtyping import Array, Float
 import codream
 from codream import Config, preset, wm_rnd
 from codream.ppo import Learner, ppo_loss
-from codream.projection import Projection, project, projection_loss
-from codream.rollout import flat
+from codream.projection import Projection, judged, project, projection_loss, straight_through_loss
 from codream.runs import device
 from codream.training import GraphDriver, Runner
 
@@ -51,12 +50,25 @@ def configured(env: Any, steps: int, **projection: Any) -> Config:
     return config.resolve(env.spec)
 
 
-def likelihood_ratio(trajectories: Projection, scale: Array, config: Config) -> Array:
+def likelihood_ratio(learner: Learner, imagined: Projection, valid: Array, scale: Array, config: Config) -> Array:
     """−Σ_t ln π_t × the discounted rewards from t on, less their mean over the trajectories."""
-    alive = jax.vmap(lambda one: one.alive)(trajectories)
-    paid = scale * config.ppo.gamma ** jnp.arange(alive.shape[1]) * alive * trajectories.reward
-    ahead = jax.lax.stop_gradient(jnp.cumsum(paid[:, ::-1], axis=1)[:, ::-1])
-    return -jnp.mean(jnp.sum(trajectories.log_prob * (ahead - jnp.mean(ahead, axis=0)), axis=1))
+    del valid  # nothing ends early in this game
+    data = jax.lax.stop_gradient(imagined)
+    alive = jax.vmap(lambda one: one.alive)(data)
+    paid = scale * config.ppo.gamma ** jnp.arange(alive.shape[1]) * alive * data.reward
+    ahead = jnp.cumsum(paid[:, ::-1], axis=1)[:, ::-1]
+    log_prob = jnp.sum(jax.vmap(lambda one: one.log_prob(learner))(data), axis=-1)
+    return -jnp.mean(jnp.sum(log_prob * (ahead - jnp.mean(ahead, axis=0)), axis=1))
+
+
+def straight_through(learner: Learner, imagined: Projection, valid: Array, scale: Array, config: Config) -> Array:
+    del learner
+    return straight_through_loss(imagined, valid, scale, config)[0]
+
+
+def reinforce(learner: Learner, imagined: Projection, valid: Array, scale: Array, config: Config) -> Array:
+    data, _ = judged(*jax.lax.stop_gradient((learner, imagined)), valid, scale, config)
+    return projection_loss(learner, data, config)[0]
 
 
 class Gradients:
@@ -64,37 +76,26 @@ class Gradients:
 
     def __init__(self, env: Any, steps: int, length: int):
         self.length = length
-        configs = {
-            name: configured(env, steps, gradient=name, imagination_steps=length)
-            for name in ("straight_through", "reinforce")
-        }
+        config = configured(env, steps, imagination_steps=length, coef=1.0)
         self.of = {
-            "yardstick": self._imagined(configs["reinforce"], likelihood_ratio),
-            "straight_through": self._imagined(configs["straight_through"], None),
-            "reinforce": self._imagined(configs["reinforce"], None),
-            "ppo": self._ppo(configs["reinforce"]),
+            "yardstick": self._imagined(config, likelihood_ratio),
+            "straight_through": self._imagined(config, straight_through),
+            "reinforce": self._imagined(config, reinforce),
+            "ppo": self._ppo(config),
         }
 
-    def _imagined(self, config: Config, objective: Callable[..., Array] | None) -> Callable[..., Any]:
+    def _imagined(self, config: Config, objective: Callable[..., Array]) -> Callable[..., Any]:
         share = config.projection.starts // 2
 
         def loss(learner: Learner, state: wm_rnd.State, key: Any) -> Array:
             draw, key = jax.random.split(key)
-            rollout, model = state.rollout, state.world_model
-            assert model is not None
-            at = jax.random.randint(draw, (share,), 0, rollout.rows * rollout.action.shape[1])
-            obs, allowed = flat(rollout.obs)[at], flat(rollout.allowed(state.spec))[at]
-            focal, alpha = jnp.asarray(FOCAL), jnp.asarray(ALPHA)
-            one = lambda obs, mask, key: project(  # noqa: E731
-                learner, model, obs, mask, focal, alpha, key, config
+            starts = jax.tree.map(lambda x: x[FOCAL, :share], wm_rnd.draw_starts(state, draw, config))
+            mine = lambda obs, mask, key: project(  # noqa: E731
+                learner, state.world_model, obs, mask, jnp.asarray(FOCAL), jnp.asarray(ALPHA), key, config
             )
-            trajectories = jax.vmap(one)(obs, allowed, jax.random.split(key, share))
-            valid = jnp.all(flat(rollout.acting)[at], axis=-1)
+            trajectories = jax.vmap(mine)(starts.obs, starts.mask, jax.random.split(key, share))
             scale = state.rewards.scale / state.returns.scale[FOCAL]
-            if objective is not None:
-                return objective(trajectories, scale, config)
-            plain = dataclasses.replace(config, projection=dataclasses.replace(config.projection, coef=1.0))
-            return projection_loss(learner, trajectories, valid, scale, plain)[0]
+            return objective(learner, trajectories, starts.valid, scale, config)
 
         return self._over_batches(loss)
 

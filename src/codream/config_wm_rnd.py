@@ -48,7 +48,8 @@ class ProjectionConfig:
     """Weight of the imagined return in an agent's loss. At 0 nothing is imagined, and no model is made."""
     gradient: Literal["straight_through", "reinforce"] = "reinforce"
     """How the imagined return improves a policy. `straight_through`: it is differentiated through the model and the
-    samples. `reinforce`: by the imagined actions' log-probabilities and their advantages, with a critic."""
+    samples, imagined anew for every minibatch. `reinforce`: PPO's clipped loss of the imagined actions, with a critic
+    of their own; imagined once for all epochs."""
     imagination_steps: int = 15
     """Imagined steps."""
     starts: int = 64

@@ -19,8 +19,9 @@ from codream.envs import EnvSpec
 from codream.nets import MLP
 from codream.partners import TeammatePredictor, others_of
 from codream.representation import Categorical
+from codream.rollout import Rollout, flat
 
-__all__ = ["MarkovModel", "Transition", "latent_rank", "markov_loss", "own_first"]
+__all__ = ["MarkovModel", "Transition", "code_measures", "latent_rank", "markov_loss", "own_first", "transitions"]
 
 
 def own_first(num_agents: int) -> Int[np.ndarray, "agents agents"]:
@@ -39,6 +40,23 @@ class Transition(eqx.Module):
     terminal: Bool[Array, "*b"]
     obs_next: Shaped[Array, "*b_shape"]
     focal: Int[Array, "*b"]
+
+
+def transitions(rollout: Rollout, at: Int[Array, " n"], scale: Float[Array, ""], spec: EnvSpec) -> Transition:
+    """The steps at flat places `at`, each once for every agent as the focal one; one leading axis."""
+    n, agents = len(at), spec.num_agents
+    own = lambda x: jax.lax.collapse(flat(x)[at], 0, 2)  # noqa: E731
+    common = lambda x: jnp.repeat(flat(x)[at], agents, axis=0)  # noqa: E731
+    return Transition(
+        obs=own(rollout.obs),
+        mask=own(rollout.allowed(spec)),
+        action=common(rollout.action),
+        acting=common(rollout.acting),
+        reward=common(rollout.reward) / scale,
+        terminal=own(rollout.terminal),
+        obs_next=own(rollout.every_obs[1:]),
+        focal=jnp.tile(jnp.arange(agents), n),
+    )
 
 
 class MarkovModel(eqx.Module):
@@ -104,6 +122,15 @@ def latent_rank(z: Float[Array, "n z"]) -> Float[Array, ""]:
     singular = jnp.sqrt(squared)
     share = singular / jnp.maximum(jnp.sum(singular), 1e-12)
     return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0.0)))
+
+
+def code_measures(model: MarkovModel, obs: Shaped[Array, "n *shape"], key: PRNGKeyArray) -> dict[str, Array]:
+    """What would show that the code has collapsed: its effective rank and the mean deviation of an entry, over 256
+    of the observations."""
+    some = obs[jax.random.randint(key, (256,), 0, len(obs))]
+    _, log_probs = jax.vmap(lambda o: model.representation.posterior(o, key))(some)
+    codes = jnp.exp(log_probs).reshape(256, -1)
+    return {"latent_rank": latent_rank(codes), "latent_std": jnp.mean(jnp.std(codes, axis=0))}
 
 
 def _parts(model: MarkovModel, t: Transition, key: PRNGKeyArray) -> dict[str, Array]:

@@ -19,7 +19,17 @@ from codream.envs import EnvSpec
 from codream.latents import symlog
 from codream.nets import CNN, MLP
 
-__all__ = ["Batch", "Learner", "gae", "init_learners", "normalised", "observed", "ppo_loss", "ppo_optimiser"]
+__all__ = [
+    "Batch",
+    "Learner",
+    "clipped_loss",
+    "gae",
+    "init_learners",
+    "normalised",
+    "observed",
+    "ppo_loss",
+    "ppo_optimiser",
+]
 
 
 def observed(spec: EnvSpec, obs: Shaped[Array, "*b_shape"]) -> Float[Array, "*b_shape"]:
@@ -123,6 +133,19 @@ def normalised(advantage: Float[Array, "*n"], weight: Float[Array, "*n"]) -> Flo
     return centred / (jnp.sqrt(jnp.sum(weight * centred**2)) + 1e-8)
 
 
+def clipped_loss(
+    log_ratio: Float[Array, "*n"], advantage: Float[Array, "*#n"], weight: Float[Array, "*#n"], config: PPOConfig
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """−Σ weight · min(ρ Â, clip(ρ, 1 − ε, 1 + ε) Â), ρ = exp(log_ratio); and its KL divergence and clipped share."""
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1 - config.clip_ratio, 1 + config.clip_ratio)
+    loss = -jnp.sum(weight * jnp.minimum(ratio * advantage, clipped * advantage))
+    return loss, {
+        "kl": jnp.sum(weight * (ratio - 1 - log_ratio)),
+        "clipped": jnp.sum(weight * (jnp.abs(ratio - 1) > config.clip_ratio)),
+    }
+
+
 def ppo_loss(learner: Learner, batch: Batch, config: PPOConfig) -> tuple[Float[Array, ""], dict[str, Array]]:
     """−E[min(ρ Â, clip(ρ, 1 − ε, 1 + ε) Â)] + value_weight · ½ E[(v − target)²] − entropy · E[H], over acting steps.
 
@@ -136,9 +159,7 @@ def ppo_loss(learner: Learner, batch: Batch, config: PPOConfig) -> tuple[Float[A
     chosen = jnp.take_along_axis(log_probs, batch.action[:, None], axis=-1)[:, 0]
     # Where the agent did not act, the stored action may be forbidden and its ratio infinite.
     log_ratio = jnp.where(batch.acting, chosen - batch.log_prob, 0.0)
-    ratio = jnp.exp(log_ratio)
-    clipped = jnp.clip(ratio, 1 - config.clip_ratio, 1 + config.clip_ratio)
-    policy = -mean(jnp.minimum(ratio * advantage, clipped * advantage))
+    policy, metrics = clipped_loss(log_ratio, advantage, weight, config)
     values = jax.vmap(learner.value)(batch.x)
     critic = 0.5 * mean((values - batch.target) ** 2)
     entropy = mean(-jnp.sum(jnp.exp(log_probs) * jnp.maximum(log_probs, -1e6), axis=-1))
@@ -148,6 +169,5 @@ def ppo_loss(learner: Learner, batch: Batch, config: PPOConfig) -> tuple[Float[A
         "critic_loss": critic,
         "entropy": entropy,
         "value": mean(values),
-        "kl": mean(ratio - 1 - log_ratio),
-        "clipped": mean((jnp.abs(ratio - 1) > config.clip_ratio).astype(jnp.float32)),
+        **metrics,
     }

@@ -3,7 +3,7 @@
 From real steps, my policy is rolled out through the world model in the place of every agent, and what that earns,
 `R = (1 − α) R_self + α R_mean`, improves my policy (a categorical imperative). Two ways to its gradient:
 straight through the samples and the model (Jang et al. 2017, arXiv:1611.01144), or by the log-probabilities of the
-imagined actions, weighted with their advantages (REINFORCE: Williams 1992; Sutton et al. 2000).
+imagined actions, weighted with their advantages (REINFORCE, Williams 1992, clipped as in PPO).
 """
 
 from __future__ import annotations
@@ -18,23 +18,53 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from codream.config import Config
 from codream.latents import sample_onehot
 from codream.markov_model import MarkovModel, own_first
-from codream.ppo import Learner, gae, normalised, observed
+from codream.ppo import Learner, clipped_loss, gae, normalised, observed
 
-__all__ = ["Projection", "imagined_return", "model_without_gradient", "project", "projection_loss", "symmetry_ratio"]
+__all__ = [
+    "Imagined",
+    "Projection",
+    "imagined_return",
+    "judged",
+    "model_without_gradient",
+    "project",
+    "projection_loss",
+    "straight_through_loss",
+    "symmetry_ratio",
+]
 
 
 class Projection(eqx.Module):
-    """One imagined trajectory of T steps in which everyone acts as I do (or as `imagined_partners` says)."""
+    """One imagined trajectory of T steps in which everyone acts as I do (or as `imagined_partners` says).
+
+    Copies are the agents whose actions my policy has drawn for the world model: all of them, or only myself.
+    """
 
     reward: Float[Array, " T"]  # R, in reward scales
     cont: Float[Array, " T"]  # predicted probability that the game goes on after the step
-    log_prob: Float[Array, " T"]  # of all actions of my policy that the model's rewards of mine have seen
     x: Float[Array, "T_1 *shape"]  # what I see before each step, and after the last
+    seen: Float[Array, "T copies *shape"]  # what my copies see
+    mask: Bool[Array, "T copies actions"]
+    action: Int[Array, "T copies"]
 
     @property
     def alive(self) -> Float[Array, " T"]:
         """Π_{k<t} c_k: the probability that the game still goes on before each step."""
         return jnp.concatenate([jnp.ones(1), jnp.cumprod(self.cont)[:-1]])
+
+    def log_prob(self, mine: Learner) -> Float[Array, "T copies"]:
+        """ln π of what my copies did."""
+        log_probs = jax.vmap(jax.vmap(mine.log_probs))(self.seen, self.mask)
+        return jnp.take_along_axis(log_probs, self.action[..., None], axis=-1)[..., 0]
+
+
+class Imagined(eqx.Module):
+    """Trajectories as PPO learns from them, judged by the policy and the critic that imagined them."""
+
+    trajectory: Projection
+    log_prob: Float[Array, "*b T copies"]
+    advantage: Float[Array, "*b T"]
+    target: Float[Array, "*b T"]  # of the critic of projected returns
+    weight: Float[Array, "*b T"]  # Π c of those that count
 
 
 def symmetry_ratio(steps: Int[Array, ""], config: Config) -> Float[Array, ""]:
@@ -59,9 +89,9 @@ def _actions(
     focal: Int[Array, ""],
     config: Config,
     key: PRNGKeyArray,
-) -> tuple[Float[Array, "agents actions"], Float[Array, ""]]:
+) -> Float[Array, "agents actions"]:
     """What every agent does, in the environment's order: samples, each with its own noise; or, where the world model
-    expects them, probabilities of the others. And ln π of the samples of my policy that the model is told."""
+    expects them, probabilities of the others."""
     spec, settings, n = model.spec, config.projection, model.spec.num_agents
     own_key, other_key = jax.random.split(key)
     me = jax.nn.one_hot(focal, n)[:, None]
@@ -69,22 +99,13 @@ def _actions(
     if config.imagined_partners == "mirrored":
         log_probs = jnp.broadcast_to(jax.vmap(mine.log_probs)(x, mask), (n, spec.max_actions))
         actions = sample(own_key, log_probs)
-        told = jnp.ones((n, 1))
-        if settings.actions != "joint":
-            actions, told = me * actions + (1 - me) * jnp.exp(log_probs), me
-    else:
-        log_probs = mine.log_probs(x[0], mask[0])[None]
-        others = jnp.zeros((n, spec.max_actions))
-        if model.team is not None and config.imagined_partners == "predicted":
-            theirs = model.others(z[0], focal)
-            answer = sample(other_key, theirs) if settings.actions == "joint" else jnp.exp(theirs)
-            others = others.at[jnp.asarray(own_first(n))[focal, 1:]].set(answer)
-        actions, told = me * sample(own_key, log_probs[0]) + (1 - me) * others, me
-    if settings.gradient == "reinforce":
-        actions = jax.lax.stop_gradient(actions)
-    chosen = told * actions
-    # A forbidden action has ln π = −∞ and is never chosen.
-    return actions, jnp.sum(jnp.where(chosen > 0, chosen * log_probs, 0.0))
+        return actions if settings.actions == "joint" else me * actions + (1 - me) * jnp.exp(log_probs)
+    others = jnp.zeros((n, spec.max_actions))
+    if model.team is not None and config.imagined_partners == "predicted":
+        theirs = model.others(z[0], focal)
+        answer = sample(other_key, theirs) if settings.actions == "joint" else jnp.exp(theirs)
+        others = others.at[jnp.asarray(own_first(n))[focal, 1:]].set(answer)
+    return me * sample(own_key, mine.log_probs(x[0], mask[0])) + (1 - me) * others
 
 
 def project(
@@ -105,7 +126,9 @@ def project(
     predicts.
     """
     settings, n = config.projection, model.spec.num_agents
-    each = config.imagined_partners == "mirrored" and settings.view == "each"
+    mirrored = config.imagined_partners == "mirrored"
+    each = mirrored and settings.view == "each"
+    everyone = mirrored and settings.actions == "joint"
     views = jnp.arange(n) if each else focal[None]
     mine_at = focal if each else 0
     code = model.representation
@@ -113,23 +136,26 @@ def project(
     z, _ = jax.vmap(code.posterior)(obs[views], jax.random.split(start_key, len(views)))
     order = jnp.asarray(own_first(n))[views]
 
+    def of_copies(per_view: Shaped[Array, "views *s"]) -> Shaped[Array, "copies *s"]:
+        return jnp.broadcast_to(per_view, (n, *per_view.shape[1:])) if everyone else per_view[mine_at][None]
+
     def step(carry: tuple[Array, ...], key: PRNGKeyArray) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         z, x, mask = carry
         act_key, model_key = jax.random.split(key)
-        actions, log_prob = _actions(model, mine, z, x, mask, focal, config, act_key)
+        actions = _actions(model, mine, z, x, mask, focal, config, act_key)
         h = jax.vmap(model.step)(z, actions[order], views)
         rewards = model.reward(h[mine_at])  # mine first
         reward = (1 - alpha) * rewards[0] + alpha * jnp.mean(rewards)
         cont = jax.nn.sigmoid(model.cont(h[mine_at])[0])
+        chosen = jnp.argmax(actions if everyone else actions[focal][None], axis=-1)
         z = jax.vmap(model.next)(h, z, jax.random.split(model_key, len(views)))
         there = (z, jax.vmap(code.decoder)(z), jax.vmap(model.allowed)(z, views))
-        if settings.gradient == "reinforce":
-            there = jax.lax.stop_gradient(there)  # what is imagined is data
-        return there, (reward, cont, log_prob, x[mine_at])
+        return there, (reward, cont, x[mine_at], of_copies(x), of_copies(mask), chosen)
 
     first = (z, observed(model.spec, obs[views]), mask[views])
-    last, (reward, cont, log_prob, x) = jax.lax.scan(step, first, jax.random.split(key, settings.imagination_steps))
-    return Projection(reward, cont, log_prob, jnp.concatenate([x, last[1][None, mine_at]]))
+    keys = jax.random.split(key, settings.imagination_steps)
+    last, (reward, cont, x, seen, masks, action) = jax.lax.scan(step, first, keys)
+    return Projection(reward, cont, jnp.concatenate([x, last[1][None, mine_at]]), seen, masks, action)
 
 
 def imagined_return(trajectory: Projection, gamma: float) -> Float[Array, ""]:
@@ -137,42 +163,58 @@ def imagined_return(trajectory: Projection, gamma: float) -> Float[Array, ""]:
     return jnp.sum(gamma ** jnp.arange(len(trajectory.reward)) * trajectory.alive * trajectory.reward)
 
 
-def projection_loss(
-    mine: Learner,
-    trajectories: Projection,
-    valid: Bool[Array, " n"],
-    scale: Float[Array, ""],
-    config: Config,
+def straight_through_loss(
+    trajectories: Projection, valid: Bool[Array, " n"], scale: Float[Array, ""], config: Config
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """What self-projection adds to PPO's loss, and its metrics, over those of n trajectories that are `valid`.
+    """−coef × the imagined return in units of the return scale (`scale` = rewards' / returns'), over those of n
+    trajectories that are `valid`; and its metrics."""
+    metrics = _measures(trajectories, valid, scale, config)
+    return -config.projection.coef * metrics["imagined_return"], metrics
 
-    `straight_through`: −coef × the imagined return in units of the return scale (`scale` = rewards' / returns').
-    `reinforce`: −coef · E[(Π c) Â ln π] + value_weight · ½ E[(Π c)(v̂ − target)²], where v̂ is the learner's critic of
-    projected returns, with which advantages Â are estimated and bootstrapped as PPO's own are (γ, λ), and
-    normalised over the batch as PPO's are: at `coef` 1 what everyone's doing so would earn counts as much as what
-    I earn.
-    """
-    ppo, coef = config.ppo, config.projection.coef
+
+def _measures(
+    trajectories: Projection, valid: Bool[Array, " n"], scale: Float[Array, ""], config: Config
+) -> dict[str, Array]:
     weight = valid / jnp.maximum(jnp.sum(valid), 1)
-    imagined = scale * jnp.sum(weight * jax.vmap(imagined_return, in_axes=(0, None))(trajectories, ppo.gamma))
-    metrics = {"imagined_return": imagined, "imagined_reward": jnp.sum(weight * jnp.mean(trajectories.reward, axis=1))}
-    if config.projection.gradient == "straight_through":
-        return -coef * imagined, metrics
+    returns = jax.vmap(imagined_return, in_axes=(0, None))(trajectories, config.ppo.gamma)
+    return {
+        "imagined_return": scale * jnp.sum(weight * returns),
+        "imagined_reward": jnp.sum(weight * jnp.mean(trajectories.reward, axis=1)),
+    }
 
-    data = jax.lax.stop_gradient(trajectories)
-    values = jax.vmap(jax.vmap(mine.projected_value))(data.x)
-    v = jax.lax.stop_gradient(values)
-    going = jnp.ones_like(data.cont, bool)
-    advantage = jax.vmap(lambda r, v, ends, going: gae(r, v, ends, going, ppo.gamma, ppo.lam))(
-        scale * data.reward, v, 1 - data.cont, going
+
+def judged(
+    mine: Learner, trajectories: Projection, valid: Bool[Array, " n"], scale: Float[Array, ""], config: Config
+) -> tuple[Imagined, dict[str, Array]]:
+    """Imagined trajectories as PPO learns from them, and metrics: advantages as of real steps (γ, λ), with the
+    learner's critic of projected returns, in units of the return scale (`scale` = rewards' / returns')."""
+    values = jax.vmap(jax.vmap(mine.projected_value))(trajectories.x)
+    going = jnp.ones_like(trajectories.cont, bool)
+    advantage = jax.vmap(lambda r, v, ends, going: gae(r, v, ends, going, config.ppo.gamma, config.ppo.lam))(
+        scale * trajectories.reward, values, 1 - trajectories.cont, going
     )
-    weight = weight[:, None] * jax.vmap(lambda one: one.alive)(data)
-    weight = weight / jnp.maximum(jnp.sum(weight), 1e-8)
-    target = advantage + v[:, :-1]
-    critic = 0.5 * jnp.sum(weight * (values[:, :-1] - target) ** 2)
-    better = jnp.sum(weight * normalised(advantage, weight) * trajectories.log_prob)
-    metrics |= {"projected_value": jnp.sum(weight * v[:, :-1]), "projected_critic_loss": critic}
-    return ppo.value_weight * critic - coef * better, metrics
+    weight = valid[:, None] * jax.vmap(lambda one: one.alive)(trajectories)
+    log_prob = jax.vmap(lambda one: one.log_prob(mine))(trajectories)
+    metrics = _measures(trajectories, valid, scale, config)
+    metrics["projected_value"] = jnp.sum(weight * values[:, :-1]) / jnp.maximum(jnp.sum(weight), 1e-8)
+    return Imagined(trajectories, log_prob, advantage, advantage + values[:, :-1], weight), metrics
+
+
+def projection_loss(mine: Learner, imagined: Imagined, config: Config) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """coef × PPO's clipped loss of every copy's action, summed over copies, + value_weight · ½ E[(v̂ − target)²],
+    where v̂ is the critic of projected returns; and metrics.
+
+    Steps count as much as they are probable (Π c). Advantages are normalised over the batch as PPO's are: at `coef` 1
+    what everyone's doing so would earn counts as much as what I earn.
+    """
+    weight = imagined.weight / jnp.maximum(jnp.sum(imagined.weight), 1e-8)
+    advantage = normalised(imagined.advantage, weight)[..., None]
+    log_prob = jax.vmap(lambda one: one.log_prob(mine))(imagined.trajectory)
+    policy, metrics = clipped_loss(log_prob - imagined.log_prob, advantage, weight[..., None], config.ppo)
+    values = jax.vmap(jax.vmap(mine.projected_value))(imagined.trajectory.x[:, :-1])
+    critic = 0.5 * jnp.sum(weight * (values - imagined.target) ** 2)
+    metrics = {f"projected_{name}": x for name, x in metrics.items()} | {"projected_critic_loss": critic}
+    return config.projection.coef * policy + config.ppo.value_weight * critic, metrics
 
 
 def model_without_gradient(model: MarkovModel) -> MarkovModel:

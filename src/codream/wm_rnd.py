@@ -17,11 +17,20 @@ from codream.config import Config
 from codream.curiosity import Curiosity, bonus, errors, init_curiosity, see, train_curiosity
 from codream.envs import EnvSpec, TimeStep
 from codream.latents import sample_index
-from codream.markov_model import MarkovModel, Transition, latent_rank, markov_loss
+from codream.markov_model import MarkovModel, code_measures, markov_loss, transitions
 from codream.metrics import Metrics, repeat, zeros_like_result
 from codream.moments import Moments
 from codream.ppo import Batch, Learner, gae, init_learners, observed, ppo_loss, ppo_optimiser
-from codream.projection import model_without_gradient, project, projection_loss, symmetry_ratio
+from codream.projection import (
+    Imagined,
+    Projection,
+    judged,
+    model_without_gradient,
+    project,
+    projection_loss,
+    straight_through_loss,
+    symmetry_ratio,
+)
 from codream.rollout import Rollout, flat
 
 __all__ = ["Memory", "State", "act", "init", "init_memory", "learn", "observe", "update"]
@@ -147,19 +156,28 @@ def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metr
 
 def learn(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
     """World model, agents and curiosity learn from a full rollout, which is then emptied. Metrics by name."""
-    model_key, agents_key, curiosity_key = jax.random.split(key, 3)
+    model_key, starts_key, imagine_key, agents_key, curiosity_key = jax.random.split(key, 5)
     state = _scaled(state, config)
     state, batch, metrics = _judged(state, config)
+    projected, dreamt = None, {}
     if state.world_model is not None:
         count = max(1, round(config.ppo.rollout * config.num_envs / config.world_model_every))
         state, sums = repeat(train_model, state, count, model_key, config)
-        metrics |= {f"world_model/{name}": total / count for name, total in sums.items()}
-        metrics |= {f"world_model/{name}": x for name, x in _code_measures(state, model_key).items()}
+        assert state.world_model is not None
+        seen = state.rollout.obs.reshape(-1, *state.spec.obs_shape)
+        sums = {name: total / count for name, total in sums.items()} | code_measures(state.world_model, seen, model_key)
+        metrics |= {f"world_model/{name}": x for name, x in sums.items()}
         metrics["symmetry_ratio"] = symmetry_ratio(state.steps, config)
-    state, sums = repeat(train_agents, state, config.ppo.epochs, agents_key, batch, config)
+        projected = draw_starts(state, starts_key, config)
+        if config.projection.gradient == "reinforce":
+            projected, dreamt = imagine(state, projected, imagine_key, config)
+    state, sums = repeat(train_agents, state, config.ppo.epochs, agents_key, batch, projected, config)
     each = config.ppo.epochs * config.ppo.minibatches
+    per_agent = {name: total / each for name, total in sums.items()} | dreamt
+    if "imagined_reward" in per_agent:
+        per_agent["imagined_reward"] *= state.rewards.scale
     for i, agent in enumerate(state.spec.agents):
-        metrics |= {f"agent/{agent}/{name}": total[i] / each for name, total in sums.items()}
+        metrics |= {f"agent/{agent}/{name}": x[i] for name, x in per_agent.items()}
     if state.curiosity is not None:
         state, total = repeat(_train_curiosity, state, config.ppo.epochs, curiosity_key, config)
         metrics["curiosity/loss"] = total / each
@@ -257,7 +275,7 @@ def train_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[State,
     spec, rollout = state.spec, state.rollout
     rows = max(1, config.world_model.batch * config.world_model.length // spec.num_agents)
     at = jax.random.randint(draw_key, (rows,), 0, rollout.rows * rollout.action.shape[1])
-    batch = _transitions(rollout, at, state.rewards.scale, spec)
+    batch = transitions(rollout, at, state.rewards.scale, spec)
     (loss, parts), grads = eqx.filter_value_and_grad(markov_loss, has_aux=True)(
         state.world_model, batch, loss_key, config
     )
@@ -265,34 +283,6 @@ def train_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[State,
     model = eqx.apply_updates(state.world_model, updates)
     state = eqx.tree_at(lambda s: (s.world_model, s.model_optimiser), state, (model, optimiser))
     return state, {"loss": loss, **parts, "grad_norm": optax.tree.norm(grads)}
-
-
-def _transitions(rollout: Rollout, at: Int[Array, " n"], scale: Float[Array, ""], spec: EnvSpec) -> Transition:
-    """The steps at flat places `at`, each once for every agent as the focal one; one leading axis."""
-    n, agents = len(at), spec.num_agents
-    own = lambda x: jax.lax.collapse(flat(x)[at], 0, 2)  # noqa: E731
-    common = lambda x: jnp.repeat(flat(x)[at], agents, axis=0)  # noqa: E731
-    return Transition(
-        obs=own(rollout.obs),
-        mask=own(rollout.allowed(spec)),
-        action=common(rollout.action),
-        acting=common(rollout.acting),
-        reward=common(rollout.reward) / scale,
-        terminal=own(rollout.terminal),
-        obs_next=own(rollout.every_obs[1:]),
-        focal=jnp.tile(jnp.arange(agents), n),
-    )
-
-
-def _code_measures(state: State, key: PRNGKeyArray) -> dict[str, Array]:
-    """What would show that the code has collapsed: its effective rank and the mean deviation of an entry."""
-    assert state.world_model is not None
-    obs = state.rollout.obs.reshape(-1, *state.spec.obs_shape)
-    some = obs[jax.random.randint(key, (256,), 0, len(obs))]
-    code = state.world_model.representation
-    _, log_probs = jax.vmap(lambda o: code.posterior(o, key))(some)
-    codes = jnp.exp(log_probs).reshape(256, -1)
-    return {"latent_rank": latent_rank(codes), "latent_std": jnp.mean(jnp.std(codes, axis=0))}
 
 
 class Starts(eqx.Module):
@@ -303,37 +293,71 @@ class Starts(eqx.Module):
     valid: Bool[Array, "*b"]  # everyone acted
 
 
-def train_agents(state: State, key: PRNGKeyArray, batch: Batch, config: Config) -> tuple[State, dict[str, Array]]:
-    """One pass over the rollout in minibatches, drawn for every agent by itself. Metrics are summed over minibatches
-    and have an agent axis."""
-    agents, parts = state.spec.num_agents, config.ppo.minibatches
-    order_key, key = jax.random.split(key)
-    size = len(batch.acting)
-    places = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(order_key, agents))
-    places = jnp.swapaxes(places.reshape(agents, parts, size // parts), 0, 1)
-    share = min(max(1, config.projection.starts // agents), size // parts)
-    alpha = symmetry_ratio(state.steps, config)
-    model = None if state.world_model is None else model_without_gradient(state.world_model)
-    obs, acting, allowed = flat(state.rollout.obs), flat(state.rollout.acting), flat(state.rollout.allowed(state.spec))
+def draw_starts(state: State, key: PRNGKeyArray, config: Config) -> Starts:
+    """Steps of the rollout, drawn for every agent by itself, [agents, n]: `projection.starts` for each minibatch."""
+    rollout, agents, parts = state.rollout, state.spec.num_agents, config.ppo.minibatches
+    acting = flat(rollout.acting)
+    count = parts * min(max(1, config.projection.starts // agents), len(acting) // parts)
+    at = jax.vmap(lambda k: jax.random.permutation(k, len(acting))[:count])(jax.random.split(key, agents))
+    return Starts(flat(rollout.obs)[at], flat(rollout.allowed(state.spec))[at], jnp.all(acting[at], axis=-1))
 
-    def body(carry: Any, xs: tuple[Array, Array]) -> tuple[Any, dict[str, Array]]:
-        at, key = xs
-        mine = jax.vmap(lambda column, at: jax.tree.map(lambda x: x[at], column), in_axes=(1, 0))(batch, at)
-        starts = None
-        if model is not None:
-            first = at[:, :share]
-            starts = Starts(obs[first], allowed[first], jnp.all(acting[first], axis=-1))
-        one = lambda learner, optimiser, mine, starts, focal, key: _improve(  # noqa: E731
-            learner, optimiser, mine, starts, focal, state, model, alpha, config, key
+
+def _project(
+    learner: Learner, starts: Starts, focal: Int[Array, ""], state: State, config: Config, key: PRNGKeyArray
+) -> tuple[Projection, Float[Array, ""]]:
+    """One trajectory from each start, and the scale of rewards in that of returns."""
+    assert state.world_model is not None
+    model, alpha = model_without_gradient(state.world_model), symmetry_ratio(state.steps, config)
+    trajectories = jax.vmap(project, in_axes=(None, None, 0, 0, None, None, 0, None))(
+        learner, model, starts.obs, starts.mask, focal, alpha, jax.random.split(key, len(starts.valid)), config
+    )
+    return trajectories, state.rewards.scale / state.returns.scale[focal]
+
+
+def imagine(
+    state: State, starts: Starts, key: PRNGKeyArray, config: Config
+) -> tuple[Imagined, dict[str, Float[Array, " agents"]]]:
+    """What every agent imagines, once for the whole update, [agents, n]; and metrics of it."""
+
+    def one(learner: Learner, starts: Starts, focal: Array, key: PRNGKeyArray) -> tuple[Imagined, dict[str, Array]]:
+        trajectories, scale = _project(learner, starts, focal, state, config, key)
+        return judged(learner, trajectories, starts.valid, scale, config)
+
+    agents = state.spec.num_agents
+    return eqx.filter_vmap(one)(state.learners, starts, jnp.arange(agents), jax.random.split(key, agents))
+
+
+def train_agents(
+    state: State, key: PRNGKeyArray, batch: Batch, projected: Imagined | Starts | None, config: Config
+) -> tuple[State, dict[str, Array]]:
+    """One pass over the rollout, and over what is or will be imagined from it, in minibatches, drawn for every agent
+    by itself. Metrics are summed over minibatches and have an agent axis."""
+    agents, parts = state.spec.num_agents, config.ppo.minibatches
+    real_key, projected_key, key = jax.random.split(key, 3)
+
+    def shuffled(key: PRNGKeyArray, size: int) -> Int[Array, "parts agents n"]:
+        places = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(key, agents))
+        return jnp.swapaxes(places.reshape(agents, parts, size // parts), 0, 1)
+
+    def body(carry: Any, xs: tuple[Array, Array | None, Array]) -> tuple[Any, dict[str, Array]]:
+        at, projected_at, key = xs
+        rows = lambda x, at: jax.tree.map(lambda x: x[at], x)  # noqa: E731
+        mine = jax.vmap(rows, in_axes=(1, 0))(batch, at)
+        some = None if projected is None else jax.vmap(rows)(projected, projected_at)
+        one = lambda learner, optimiser, mine, some, focal, key: _improve(  # noqa: E731
+            learner, optimiser, mine, some, focal, state, config, key
         )
         learners, optimiser = carry
         learners, optimiser, metrics = eqx.filter_vmap(one)(
-            eqx.combine(learners, static), optimiser, mine, starts, jnp.arange(agents), jax.random.split(key, agents)
+            eqx.combine(learners, static), optimiser, mine, some, jnp.arange(agents), jax.random.split(key, agents)
         )
         return (eqx.filter(learners, eqx.is_array), optimiser), metrics
 
     params, static = eqx.partition(state.learners, eqx.is_array)
-    (params, optimiser), metrics = jax.lax.scan(body, (params, state.optimiser), (places, jax.random.split(key, parts)))
+    places = shuffled(real_key, len(batch.acting))
+    projected_places = None if projected is None else shuffled(projected_key, jax.tree.leaves(projected)[0].shape[1])
+    rows = (places, projected_places, jax.random.split(key, parts))
+    (params, optimiser), metrics = jax.lax.scan(body, (params, state.optimiser), rows)
     trained = eqx.tree_at(lambda s: (s.learners, s.optimiser), state, (eqx.combine(params, static), optimiser))
     return trained, {name: jnp.sum(x, axis=0) for name, x in metrics.items()}
 
@@ -342,28 +366,25 @@ def _improve(
     learner: Learner,
     optimiser: Any,
     batch: Batch,
-    starts: Starts | None,
+    projected: Imagined | Starts | None,
     focal: Int[Array, ""],
     state: State,
-    model: MarkovModel | None,
-    alpha: Float[Array, ""],
     config: Config,
     key: PRNGKeyArray,
 ) -> tuple[Learner, Any, dict[str, Array]]:
-    """One gradient step of one agent on PPO's loss and that of self-projection."""
+    """One gradient step of one agent on PPO's loss and that of self-projection: on what was imagined, or straight
+    through what it imagines now from `Starts`."""
 
     def loss(learner: Learner) -> tuple[Array, dict[str, Array]]:
         total, metrics = ppo_loss(learner, batch, config.ppo)
-        if model is None or starts is None:
+        if projected is None:
             return total, metrics
-        keys = jax.random.split(key, len(starts.valid))
-        trajectories = jax.vmap(project, in_axes=(None, None, 0, 0, None, None, 0, None))(
-            learner, model, starts.obs, starts.mask, focal, alpha, keys, config
-        )
-        scale = state.rewards.scale / state.returns.scale[focal]
-        projected, more = projection_loss(learner, trajectories, starts.valid, scale, config)
-        more["imagined_reward"] = more["imagined_reward"] * state.rewards.scale
-        return total + projected, metrics | more
+        if isinstance(projected, Imagined):
+            more, measures = projection_loss(learner, projected, config)
+        else:
+            trajectories, scale = _project(learner, projected, focal, state, config, key)
+            more, measures = straight_through_loss(trajectories, projected.valid, scale, config)
+        return total + more, metrics | measures
 
     (_, metrics), grads = eqx.filter_value_and_grad(loss, has_aux=True)(learner)
     updates, optimiser = ppo_optimiser(config.ppo).update(grads, optimiser)

@@ -23,7 +23,15 @@ from codream.evaluation import evaluate
 from codream.markov_model import MarkovModel, latent_rank, own_first
 from codream.ppo import Batch, Learner, gae, observed, ppo_loss
 from codream.presets import PRESETS, preset
-from codream.projection import Projection, imagined_return, project, projection_loss, symmetry_ratio
+from codream.projection import (
+    Projection,
+    imagined_return,
+    judged,
+    project,
+    projection_loss,
+    straight_through_loss,
+    symmetry_ratio,
+)
 from codream.training import GraphDriver
 
 TWO = Bandit().spec
@@ -169,9 +177,11 @@ def projected(spec, alpha, projection=None, seed=0, focal=0, **changes):
         trajectory = project(
             learner, model, obs, mask, jnp.asarray(focal), jnp.asarray(alpha), jax.random.key(3), config
         )
-        one = jax.tree.map(lambda x: x[None], trajectory)
-        loss, _ = projection_loss(learner, one, jnp.ones(1, bool), jnp.ones(()), config)
-        return loss, trajectory
+        one, valid, scale = jax.tree.map(lambda x: x[None], trajectory), jnp.ones(1, bool), jnp.ones(())
+        if config.projection.gradient == "reinforce":
+            imagined, _ = judged(*jax.lax.stop_gradient((learner, one)), valid, scale, config)
+            return projection_loss(learner, imagined, config)[0], trajectory
+        return straight_through_loss(one, valid, scale, config)[0], trajectory
 
     (_, trajectory), grads = eqx.filter_jit(eqx.filter_value_and_grad(objective, has_aux=True))((learner, model))
     return float(imagined_return(trajectory, config.ppo.gamma)), grads, (learner, model, obs, config)
@@ -237,7 +247,8 @@ def test_the_projections_log_probability_gives_the_exact_gradient():
     def sampled(learner):
         one = lambda key: project(learner, model, obs, mask, focal, alpha, key, config)  # noqa: E731
         trajectories = jax.vmap(one)(jax.random.split(jax.random.key(0), 20_000))
-        return jnp.mean(trajectories.reward * trajectories.log_prob)
+        log_prob = jax.vmap(lambda one: one.log_prob(learner))(jax.lax.stop_gradient(trajectories))
+        return jnp.mean(jax.lax.stop_gradient(trajectories.reward) * jnp.sum(log_prob, axis=-1))
 
     def exact(learner):
         probs = jax.vmap(lambda o, m: jnp.exp(learner.log_probs(observed(TWO, o), m)))(obs, mask)
@@ -262,18 +273,33 @@ def test_projected_advantages_and_critic_against_numbers():
     constant = jax.tree.map(jnp.zeros_like, eqx.filter(learner.projected, eqx.is_array))
     learner = eqx.tree_at(lambda m: m.projected, learner, eqx.combine(constant, learner.projected))
     learner = eqx.tree_at(lambda m: m.projected.out.bias, learner, jnp.array([4.0]))
-    one = Projection(jnp.array([1.0, 2.0]), jnp.array([0.5, 1.0]), jnp.array([-1.0, -3.0]), jnp.zeros((3, 1)))
+    # The first copy takes action 0 and the second 1, both steps; one observation, so that logits are the bias.
+    actor = jax.tree.map(jnp.zeros_like, eqx.filter(learner.actor, eqx.is_array))
+    learner = eqx.tree_at(lambda m: m.actor, learner, eqx.combine(actor, learner.actor))
+    seen, mask = jnp.zeros((2, 2, 1)), jnp.ones((2, 2, 2), bool)
+    one = Projection(
+        jnp.array([1.0, 2.0]), jnp.array([0.5, 1.0]), jnp.zeros((3, 1)), seen, mask, jnp.array([[0, 1]] * 2)
+    )
     batch = jax.tree.map(lambda x: x[None], one)
-    loss, metrics = projection_loss(learner, batch, jnp.ones(1, bool), jnp.asarray(3.0), config)
+    imagined, measures = judged(learner, batch, jnp.ones(1, bool), jnp.asarray(3.0), config)
+    np.testing.assert_allclose(imagined.log_prob, np.full((1, 2, 2), np.log(0.5)), rtol=1e-6)
     # Rewards are 3 and 6 in units of returns, every value is 4, the second step has weight ½.
     second = 6 + 0.5 * 4 - 4
     first = 3 + 0.25 * 4 - 4 + 0.25 * second
+    np.testing.assert_allclose(imagined.advantage, [[first, second]], rtol=1e-6)
     a, w = np.array([first, second]), np.array([1.0, 0.5]) / 1.5
     normal = (a - (w * a).sum()) / np.sqrt((w * (a - (w * a).sum()) ** 2).sum())
     critic = 0.5 * (w * a**2).sum()
+    np.testing.assert_allclose(measures["imagined_return"], 3 * (1 + 0.5 * 0.5 * 2), rtol=1e-6)
+
+    # Since then action 0 has become 1.5 times as probable (clipped at 1.2), and action 1 half as probable (at 0.8).
+    later = eqx.tree_at(lambda m: m.actor.out.bias, learner, jnp.log(jnp.array([0.75, 0.25])))
+    loss, metrics = projection_loss(later, imagined, config)
+    ratio, clipped = np.array([1.5, 0.5])[:, None], np.array([1.2, 0.8])[:, None]
+    policy = -(w * np.minimum(ratio * normal, clipped * normal)).sum()
     np.testing.assert_allclose(metrics["projected_critic_loss"], critic, rtol=1e-5)
-    np.testing.assert_allclose(loss, 0.5 * critic - 2.0 * (w * normal * np.array([-1.0, -3.0])).sum(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["imagined_return"], 3 * (1 + 0.5 * 0.5 * 2), rtol=1e-6)
+    np.testing.assert_allclose(metrics["projected_clipped"], 2.0, rtol=1e-6)
+    np.testing.assert_allclose(loss, 0.5 * critic + 2.0 * policy, rtol=1e-5)
 
 
 def test_views_are_numbered_from_oneself():
@@ -323,7 +349,13 @@ def test_projection_changes_policies_but_not_the_world_model(played):
 def test_an_agents_update_does_not_depend_on_the_others_policies(played):
     _, config, state = played
     judged, batch, _ = eqx.filter_jit(wm_rnd._judged)(state, config)
-    train_agents = eqx.filter_jit(wm_rnd.train_agents)
+    starts = wm_rnd.draw_starts(judged, jax.random.key(3), config)
+
+    @eqx.filter_jit
+    def train_agents(state, key, batch, config):
+        imagined, _ = wm_rnd.imagine(state, starts, key, config)
+        return wm_rnd.train_agents(state, key, batch, imagined, config)
+
     other_policy = jax.tree.map(lambda x: x.at[1].add(0.3), judged.learners)
     changed = eqx.tree_at(lambda s: s.learners, judged, other_policy)
     of = lambda state, i: jax.tree.map(lambda x: x[i], eqx.filter(state.learners, eqx.is_array))  # noqa: E731
