@@ -320,7 +320,7 @@ def test_rank_tells_a_collapsed_code_from_a_varied_one():
 @pytest.fixture(scope="module")
 def played():
     env = Bandit()
-    config = unresolved().resolve(env.spec)
+    config = unresolved({"coef": 10.0}).resolve(env.spec)
     state = full_state(env, config)
     # Rewards already matter to the model, so that imagined returns have a gradient.
     weights = jax.random.normal(jax.random.key(9), state.world_model.reward.out.weight.shape)
@@ -330,14 +330,11 @@ def played():
 _update = eqx.filter_jit(wm_rnd.update)
 
 
-def with_coef(config, coef):
-    return dataclasses.replace(config, projection=dataclasses.replace(config.projection, coef=coef))
-
-
 def test_projection_changes_policies_but_not_the_world_model(played):
     _, config, state = played
-    weak, metrics = _update(state, jax.random.key(5), with_coef(config, 1e-9))
-    strong, _ = _update(state, jax.random.key(5), with_coef(config, 10.0))
+    strong, metrics = _update(state, jax.random.key(5), config)
+    less = dataclasses.replace(config, projection=dataclasses.replace(config.projection, coef=1e-9))
+    weak, _ = _update(state, jax.random.key(5), less)
     assert same(weak.world_model, strong.world_model)
     assert not same(weak.world_model, state.world_model)
     assert not same(weak.learners.actor, strong.learners.actor)
