@@ -78,12 +78,16 @@ def counted(env: Any, config: Config) -> tuple[float, float]:
     shapes = eqx.filter_eval_shape(state_of, env, config)
     everything = lambda state, key: wm_rnd.learn(state, key, config)  # noqa: E731
     batch = eqx.filter_eval_shape(lambda state: wm_rnd._judged(state, config)[1], shapes)
-    agents = lambda state, key, batch: wm_rnd.train_agents(state, key, batch, config)  # noqa: E731
+
+    def imagined(state: wm_rnd.State, key: PRNGKeyArray) -> Any:
+        starts = wm_rnd.draw_starts(state, key, config)
+        return wm_rnd.imagine(state, starts, key, config)[0]
+
+    trained = lambda state, key, batch, data: wm_rnd.train_agents(state, key, batch, data, config)  # noqa: E731
     key = jax.random.key(0)
-    return (
-        count_flops(everything, shapes, key) / 1e9,
-        config.ppo.epochs * count_flops(agents, shapes, key, batch) / 1e9,
-    )
+    data = eqx.filter_eval_shape(imagined, shapes, key)
+    passes = config.ppo.epochs * count_flops(trained, shapes, key, batch, data)
+    return count_flops(everything, shapes, key) / 1e9, (count_flops(imagined, shapes, key) + passes) / 1e9
 
 
 def timed(env: Any, config: Config, repeats: int) -> tuple[float, float]:
