@@ -42,7 +42,7 @@ def thing(scale: float = 1.0) -> Thing:
 
 
 def keep(value: Any, run: Path, steps: int, kept: int = 3) -> Path:
-    return save(value, run / "checkpoints", config=tiny_config(), spec=SPEC, steps=steps, kept=kept)
+    return save(value, run / "checkpoints", config=tiny_config(checkpoints_kept=kept), spec=SPEC, steps=steps)
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
@@ -67,7 +67,8 @@ def test_only_the_latest_are_kept(tmp_path: Path) -> None:
 def test_a_write_that_was_cut_off_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(thing(), tmp_path, 10)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_manifest_sha256", lambda _: 1 / 0)
+        patch.setattr(checkpoint, "_sync", lambda _: 1 / 0)
+        patch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)  # as if killed: nothing is tidied up
         with pytest.raises(ZeroDivisionError):
             keep(thing(), tmp_path, 20)
     assert (tmp_path / "checkpoints" / ".writing-20").exists()
@@ -105,7 +106,7 @@ def largest(folder: Path) -> Path:
             lambda path: (path / "manifest.json").write_text('{"format"'),
             r"damaged: manifest\.json cannot be read",
         ),
-        (lambda path: other_format(path), r"has format 99, but this version of codream reads format 1"),
+        (lambda path: other_format(path), r"has format 99, but this version of codream reads format 2"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(

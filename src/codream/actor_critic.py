@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from codream.config import AgentConfig
+from codream.health import update_ratio
 from codream.imagination import Dream
 from codream.latents import two_hot_loss, two_hot_mean, value_bins
 from codream.nets import MLP
@@ -223,6 +224,7 @@ def improve(
             critic,
         )
         metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["update_ratio"] = update_ratio(updates, (actor, critic))
         return (actor, critic, slow, optimiser, scale), metrics
 
     trained, metrics = eqx.filter_vmap(one_agent)(

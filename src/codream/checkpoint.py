@@ -2,14 +2,12 @@
 
 A checkpoint is `checkpoints/<steps>/`: the arrays of the runner as Orbax writes them, and `manifest.json`
 with the configuration, the environment's shapes, library versions and the SHA-256 of every file. What is
-not an array is rebuilt from the configuration; nothing is pickled.
+not an array is rebuilt from the configuration; nothing is pickled, and reading one runs nothing that it holds.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -24,28 +22,46 @@ import numpy as np
 
 from codream.config import Config
 from codream.envs import EnvSpec
+from codream.manifest import (
+    FORMAT,
+    CheckpointDamaged,
+    CheckpointError,
+    Manifest,
+    digest,
+    read_manifest,
+    write_manifest,
+)
 from codream.runs import library_versions
 
 __all__ = [
     "FORMAT",
     "Checkpoint",
+    "CheckpointDamaged",
     "CheckpointError",
+    "Snapshot",
+    "best",
     "find",
+    "latest_good",
+    "prune",
     "restore",
     "save",
     "saved",
     "set_aside",
+    "snapshot",
     "while_it_goes_on",
+    "write",
 ]
 
 T = TypeVar("T")
 TRIES = 5  # to read a checkpoint of a run that goes on
-FORMAT = 1  # raised whenever what a checkpoint holds changes
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint is missing, damaged, of another version, or does not fit the code; the message says
-    which."""
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """The arrays of a runner on the host, by place, and the implementation of those that are random keys."""
+
+    arrays: dict[str, np.ndarray]
+    keys: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,60 +69,164 @@ class Checkpoint:
     """A verified checkpoint on disk: every file is as it was written."""
 
     path: Path
-    steps: int
-    config: Config
-    spec: EnvSpec
-    manifest: dict[str, Any]
+    manifest: Manifest
+
+    @property
+    def steps(self) -> int:
+        return self.manifest.steps
+
+    @property
+    def config(self) -> Config:
+        return self.manifest.config
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self.manifest.spec
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays by their place in the runner, e.g. `state.agents.return_scale`."""
+        """All arrays by their place in the runner, e.g. `state.agents.return_scale`. Raises CheckpointDamaged."""
         ocp = _orbax()
-        names = self.manifest["arrays"]
-        wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            found = checkpointer.restore((self.path / "arrays").absolute(), restore_args=wanted)
-        empty = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.manifest["empty"].items()}
+        wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in self.manifest.arrays}
+        try:
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                found = checkpointer.restore((self.path / "arrays").absolute(), restore_args=wanted)
+            empty = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.manifest.empty.items()}
+        except Exception as err:  # whatever Orbax makes of files that it did not write
+            reason = f"its arrays cannot be read ({type(err).__name__}: {(str(err).splitlines() or [''])[0]})"
+            raise CheckpointDamaged(f"checkpoint {self.path} is damaged: {reason}") from err
         return {**found, **empty}
 
 
-def save(runner: Any, folder: Path, *, config: Config, spec: EnvSpec, steps: int, kept: int) -> Path:
-    """Write `folder/<steps>` under a temporary name, rename it, and delete all but the `kept` latest."""
+# ------------------------------------------------------------------------------------------ writing
+
+
+def save(runner: Any, folder: Path, *, config: Config, spec: EnvSpec, steps: int, **extra: Any) -> Path:
+    """Write `folder/<steps>`, and delete the checkpoints that `config` does not keep."""
+    path = write(snapshot(runner), folder, config=config, spec=spec, steps=steps, **extra)
+    prune(folder, config)
+    return path
+
+
+def snapshot(runner: Any) -> Snapshot:
+    """A copy of all arrays on the host, by place; what happens to the runner's own no longer matters."""
+    found = jax.tree_util.tree_flatten_with_path(eqx.filter(runner, eqx.is_array))[0]
+    keys = {
+        _place(path): str(jax.random.key_impl(leaf))
+        for path, leaf in found
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    }
+    data = {_place(path): jax.random.key_data(x) if _place(path) in keys else x for path, x in found}
+    # A copy: on the CPU what `device_get` gives shares the buffer, which is used again.
+    return Snapshot({place: np.array(x) for place, x in jax.device_get(data).items()}, keys)
+
+
+def write(
+    taken: Snapshot,
+    folder: Path,
+    *,
+    config: Config,
+    spec: EnvSpec,
+    steps: int,
+    rollbacks: int = 0,
+    score: dict[str, float] | None = None,
+) -> Path:
+    """Write `folder/<steps>` under a temporary name, and rename it once all of it is on the disk.
+
+    Raises OSError, and leaves nothing behind, where it cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(".writing-*"):  # left by a run that was killed while it wrote
+    for old in [*folder.glob(".writing-*"), *folder.glob(".deleting-*")]:  # of a run that was killed meanwhile
         shutil.rmtree(old)
     final, writing = folder / str(steps), folder / f".writing-{steps}"
-    arrays, keys = _flat_arrays(runner)
     # Orbax refuses arrays without entries.
-    empty = {name: (list(x.shape), x.dtype.name) for name, x in arrays.items() if x.size == 0}
-    full = {name: x for name, x in arrays.items() if x.size}
-    writing.mkdir()
-    with _orbax().PyTreeCheckpointer() as checkpointer:
-        checkpointer.save((writing / "arrays").absolute(), full)
-    manifest = {
-        "format": FORMAT,
-        "steps": steps,
-        "config": json.loads(config.to_json()),
-        "spec": dataclasses.asdict(spec),
-        "versions": library_versions(),
-        "arrays": sorted(full),
-        "empty": empty,
-        "keys": keys,
-        "files": {str(f.relative_to(writing)): _sha256(f) for f in _files(writing)},
-    }
-    manifest["sha256"] = _manifest_sha256(manifest)
-    (writing / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    full = {name: x for name, x in taken.arrays.items() if x.size}
+    empty = {name: (list(x.shape), x.dtype.name) for name, x in taken.arrays.items() if x.size == 0}
+    try:
+        writing.mkdir()
+        with _orbax().PyTreeCheckpointer() as checkpointer:
+            checkpointer.save((writing / "arrays").absolute(), full)
+        manifest = Manifest(
+            format=FORMAT,
+            steps=steps,
+            config=config,
+            spec=spec,
+            versions=library_versions(),
+            arrays=tuple(sorted(full)),
+            empty=empty,
+            keys=taken.keys,
+            files={str(f.relative_to(writing)): digest(f) for f in _files(writing)},
+            rollbacks=rollbacks,
+            score=score or {},
+        )
+        write_manifest(writing, manifest)
+        for path in [*writing.rglob("*"), writing]:
+            _sync(path)
+    except BaseException as err:
+        shutil.rmtree(writing, ignore_errors=True)
+        if isinstance(err, ValueError):  # as which Orbax tells of a full disk
+            raise OSError(str(err).splitlines()[0]) from err
+        raise
     if final.exists():
-        shutil.rmtree(final)
+        _delete(final)
     os.rename(writing, final)
-    for old in list(saved(folder).values())[:-kept]:
-        shutil.rmtree(old)
+    _sync(folder)
     return final
+
+
+def prune(folder: Path, config: Config) -> None:
+    """Delete all checkpoints but the `checkpoints_kept` latest, every `checkpoints_nth`, and the best."""
+    every = saved(folder)
+    keep = set(list(every)[-config.checkpoints_kept :])
+    if config.checkpoints_nth:
+        keep |= {steps for steps in every if steps // config.checkpoint_every % config.checkpoints_nth == 0}
+    if config.checkpoints_best is not None:
+        keep.add(best(folder, config.checkpoints_best) or -1)
+    for steps, path in every.items():
+        if steps not in keep:
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Rename first, so that what is left of a deletion that was cut off is no damaged checkpoint."""
+    going = path.with_name(f".deleting-{path.name}")
+    shutil.rmtree(going, ignore_errors=True)
+    os.rename(path, going)
+    shutil.rmtree(going)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+# ------------------------------------------------------------------------------------------ finding
 
 
 def saved(folder: Path) -> dict[int, Path]:
     """The checkpoints of a folder by steps, oldest first. None of them is looked into."""
-    found = {int(path.name): path for path in folder.glob("*") if path.name.isdigit()}
+    found = {int(path.name): path for path in folder.glob("*") if path.name.isdecimal() and path.name.isascii()}
     return dict(sorted(found.items()))
+
+
+def best(folder: Path, score: str | None = None) -> int | None:
+    """Steps of the checkpoint with the highest score in cross-play (the latest of equals); None if none has one.
+
+    `score`: as `checkpoints_best` names it; without one, the one that each checkpoint has.
+    """
+    found: dict[int, float] = {}
+    for steps, path in saved(folder).items():
+        try:
+            scores = read_manifest(path).score
+        except CheckpointError:
+            continue
+        wanted = {score} & scores.keys() if score is not None else scores
+        if wanted:
+            found[steps] = max(scores[name] for name in wanted)
+    return max(found, key=lambda steps: (found[steps], steps), default=None)
 
 
 def set_aside(folder: Path, steps: int) -> None:
@@ -120,8 +240,8 @@ def set_aside(folder: Path, steps: int) -> None:
             os.rename(path, target)
 
 
-def find(run: Path, steps: int | None = None) -> Checkpoint:
-    """The latest checkpoint of a run, or the one at `steps`, verified.
+def find(run: Path, steps: int | str | None = None) -> Checkpoint:
+    """The latest checkpoint of a run, the one at `steps`, or the `best` in cross-play, verified.
 
     Raises CheckpointError if there is none, or if it is damaged or of another version; the message then
     names the newest earlier checkpoint that is good, and the command that uses it.
@@ -129,14 +249,34 @@ def find(run: Path, steps: int | None = None) -> Checkpoint:
     every = saved(run / "checkpoints")
     if not every:
         raise CheckpointError(f"{run} has no checkpoint yet")
+    if steps == "best":
+        steps = best(run / "checkpoints")
+        if steps is None:
+            raise CheckpointError(f"no checkpoint of {run} has a score; train with --checkpoints-best SIDE:OPPONENT")
     if steps is None:
         steps = max(every)
-    if steps not in every:
+    if not isinstance(steps, int) or steps not in every:
         raise CheckpointError(f"{run} has no checkpoint at step {steps}; it has {', '.join(map(str, every))}")
     try:
         return _verified(every[steps])
     except CheckpointError as err:
         raise CheckpointError(f"{err}\n{_offer(run, every, steps)}") from err
+
+
+def latest_good(run: Path, tell: Callable[[str], None]) -> Checkpoint:
+    """The latest checkpoint that is not damaged; of those that are it is told, and why.
+
+    Raises CheckpointError if there is none, or if the latest good one is of a format that cannot be read.
+    """
+    every = saved(run / "checkpoints")
+    for steps in sorted(every, reverse=True):
+        try:
+            return _verified(every[steps])
+        except CheckpointDamaged as err:
+            tell(f"{err}. Going on from the checkpoint before it")
+    if every:
+        raise CheckpointError(f"every checkpoint of {run} is damaged; the run has to start again, under another name")
+    raise CheckpointError(f"{run} has no checkpoint yet")
 
 
 def while_it_goes_on(folder: Path, read: Callable[[], T]) -> T:
@@ -165,6 +305,28 @@ def _offer(run: Path, every: dict[int, Path], steps: int) -> str:
     return f"No earlier checkpoint of {run} can be used; the run has to start again."
 
 
+def _verified(path: Path) -> Checkpoint:
+    """Read and check a checkpoint. Raises CheckpointError with the path and the reason."""
+    manifest = read_manifest(path)
+    present = {str(file.relative_to(path)) for file in _files(path)} - {"manifest.json"}
+    for name, wanted in manifest.files.items():
+        if name not in present:
+            raise CheckpointDamaged(f"checkpoint {path} is damaged: {name} is missing")
+        try:
+            same = digest(path / name) == wanted
+        except OSError as err:
+            raise CheckpointDamaged(f"checkpoint {path} is damaged: {name} cannot be read ({err})") from err
+        if not same:
+            raise CheckpointDamaged(
+                f"checkpoint {path} is damaged: {name} does not have the contents that were written (its SHA-256 "
+                "differs)"
+            )
+    return Checkpoint(path, manifest)
+
+
+# ------------------------------------------------------------------------------------------ restoring
+
+
 def restore(template: Any, checkpoint: Checkpoint) -> Any:
     """A runner with the arrays of `checkpoint` and everything else from `template` (whose arrays may be
     abstract).
@@ -182,9 +344,14 @@ def restore(template: Any, checkpoint: Checkpoint) -> Any:
         if not _is_array(leaf):
             return leaf
         place = _place(path)
-        value = jnp.array(values[place])  # a copy: the driver donates its buffers
-        if place in checkpoint.manifest["keys"]:
-            value = jax.random.wrap_key_data(value, impl=checkpoint.manifest["keys"][place])
+        try:
+            value = jnp.array(values[place])  # a copy: the driver donates its buffers
+            if place in checkpoint.manifest.keys:
+                value = jax.random.wrap_key_data(value, impl=checkpoint.manifest.keys[place])
+        except (TypeError, ValueError) as err:
+            raise _misfit(
+                checkpoint, f"{place} should be {leaf.dtype}{list(leaf.shape)} but cannot be ({err})"
+            ) from err
         if (value.shape, value.dtype) != (leaf.shape, leaf.dtype):
             raise _misfit(
                 checkpoint,
@@ -196,56 +363,11 @@ def restore(template: Any, checkpoint: Checkpoint) -> Any:
 
 
 def _misfit(checkpoint: Checkpoint, what: str) -> CheckpointError:
-    then = checkpoint.manifest["versions"].get("codream")
+    then = checkpoint.manifest.versions.get("codream")
     return CheckpointError(
         f"checkpoint {checkpoint.path} does not fit this code: {what}. It was written by codream "
         f"{then} with the environment {checkpoint.spec.name}; use the same versions (see run.json beside it)"
     )
-
-
-def _verified(path: Path) -> Checkpoint:
-    """Read and check a checkpoint. Raises CheckpointError with the path and the reason."""
-
-    def damaged(why: str) -> CheckpointError:
-        return CheckpointError(f"checkpoint {path} is damaged: {why}")
-
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        version = manifest["format"]
-    except FileNotFoundError:
-        raise damaged("manifest.json is missing") from None
-    except (ValueError, KeyError, TypeError) as err:
-        raise damaged(f"manifest.json cannot be read ({type(err).__name__}: {err})") from err
-    if version != FORMAT:
-        raise CheckpointError(
-            f"checkpoint {path} has format {version}, but this version of codream reads format {FORMAT}; "
-            f"it was written by codream {manifest.get('versions', {}).get('codream', 'unknown')}"
-        )
-    if manifest.get("sha256") != _manifest_sha256(manifest):
-        raise damaged("manifest.json does not have the contents that were written")
-    present = {str(file.relative_to(path)) for file in _files(path)} - {"manifest.json"}
-    for name, digest in manifest["files"].items():
-        if name not in present:
-            raise damaged(f"{name} is missing")
-        if _sha256(path / name) != digest:
-            raise damaged(f"{name} does not have the contents that were written (its SHA-256 differs)")
-    spec = manifest["spec"]
-    return Checkpoint(
-        path=path,
-        steps=manifest["steps"],
-        config=Config.from_json(json.dumps(manifest["config"])),
-        spec=EnvSpec(
-            name=spec["name"],
-            agents=tuple(spec["agents"]),
-            obs_shapes=tuple(tuple(shape) for shape in spec["obs_shapes"]),
-            num_actions=tuple(spec["num_actions"]),
-            has_mask=spec["has_mask"],
-        ),
-        manifest=manifest,
-    )
-
-
-# ------------------------------------------------------------------------------------------ arrays and files
 
 
 def _is_array(leaf: Any) -> bool:
@@ -256,31 +378,8 @@ def _place(path: Any) -> str:
     return jax.tree_util.keystr(path).removeprefix(".")
 
 
-def _flat_arrays(runner: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays by place, and the implementation of those that are random keys."""
-    arrays: dict[str, np.ndarray] = {}
-    keys: dict[str, str] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(eqx.filter(runner, eqx.is_array))[0]:
-        place = _place(path)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            keys[place] = str(jax.random.key_impl(leaf))
-            leaf = jax.random.key_data(leaf)
-        arrays[place] = np.asarray(leaf)
-    return arrays, keys
-
-
 def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _manifest_sha256(manifest: dict[str, Any]) -> str:
-    rest = {name: value for name, value in manifest.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _orbax() -> Any:

@@ -25,12 +25,13 @@ from codream.checkpoint import CheckpointError
 from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, UnknownEnvironment
 from codream.evaluation import CrossPlay, evaluate
+from codream.health import TrainingDiverged
 from codream.inspection import inspect
 from codream.live import WandbMode
 from codream.presets import preset
 from codream.report import compare, report, watch
 from codream.runs import Run, RunError
-from codream.trainer import TrainingDiverged, train
+from codream.trainer import train
 
 __all__ = ["main"]
 
@@ -176,8 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(err, 2)
     except (EnvironmentFailure, TrainingDiverged) as err:
         return _fail(err, 1)
-    except KeyboardInterrupt:  # `train` has said how to go on
-        return 130
+    except KeyboardInterrupt as err:  # `train` has said how to go on
+        return getattr(err, "status", 130)
     return 0
 
 

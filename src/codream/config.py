@@ -7,14 +7,13 @@ rule that needs the environment (`Config.resolve`), such as the paper's rule for
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import typing
 from typing import Any, Literal
 
 from codream.config_wm_rnd import CuriosityConfig, PPOConfig, ProjectionConfig
 from codream.envs import EnvSpec
 from codream.ranges import out_of_range
+from codream.reading import build
 
 __all__ = [
     "AgentConfig",
@@ -198,6 +197,19 @@ class Config:
     """Environment steps between checkpoints."""
     checkpoints_kept: int = 3
     """Latest checkpoints kept."""
+    checkpoints_nth: int = 0
+    """Also keep every n-th checkpoint for good; 0: none."""
+    checkpoints_best: str | None = None
+    """Also keep the checkpoint with the best score in cross-play, given as SIDE:OPPONENT: the return of one agent of
+    SIDE while OPPONENT (a reference, or self) plays the other sides, e.g. adversary:flee. Unset: nobody plays."""
+    checkpoints_best_episodes: int = 40
+    """Episodes that `checkpoints_best` plays at every checkpoint."""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """What to do when anything becomes NaN or infinite. `rollback`: go on from the last checkpoint with a new key."""
+    rollbacks: int = 3
+    """Rollbacks, at most, in the whole run; after them it stops."""
+    env_time_limit: float = 600.0
+    """Seconds after which a host environment that does not answer counts as hung, and the run stops. 0: no limit."""
     log_every: int = 400
     """Environment steps between two lines of metrics."""
     world_model: WorldModelConfig = WorldModelConfig()
@@ -276,27 +288,12 @@ class Config:
 
     @staticmethod
     def from_json(text: str) -> Config:
-        """Inverse of `to_json`. Raises ConfigError on a field that does not exist, naming the nearest."""
-        return _build(Config, json.loads(text), "")
-
-
-def _build(cls: type, values: dict[str, Any], path: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for name in values:
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=3)
-            raise ConfigError(
-                f"unknown option {path}{name}; "
-                + (f"nearest: {', '.join(near)}" if near else f"options: {', '.join(fields)}")
-            )
-    hints = typing.get_type_hints(cls)
-
-    def read(name: str, value: Any) -> Any:
-        if dataclasses.is_dataclass(hints[name]):
-            return _build(hints[name], value, f"{path}{name}.")
-        return tuple(value) if isinstance(value, list) else value
-
-    return cls(**{name: read(name, value) for name, value in values.items()})
+        """Inverse of `to_json`. Raises ConfigError for what is no JSON object, for a field that does not exist, naming
+        the nearest, and for a value of the wrong type or out of range."""
+        try:
+            return build(Config, json.loads(text))
+        except (ValueError, RecursionError) as err:
+            raise ConfigError(str(err) or type(err).__name__) from err
 
 
 def _check_numbers(config: Config) -> None:

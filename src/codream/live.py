@@ -8,7 +8,8 @@ import io
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,6 +24,8 @@ __all__ = ["EVENTS", "Live", "WandbMode", "live_table", "publish"]
 EVENTS = "tensorboard"
 """Folder of the event files within a run's."""
 
+FLUSHED = 5.0  # seconds between two writes to the disk
+
 WandbMode = Literal["off", "offline", "online"]
 
 
@@ -30,15 +33,26 @@ class Live:
     """Scalars of one run, to its TensorBoard events and, if asked for, to Weights & Biases.
 
     Raises ConfigError for a mode that does not exist, ModuleNotFoundError with the command to type where wandb is not
-    installed.
+    installed. Where events cannot be written (disk full, folder removed) that is told once, and tried again at the next
+    line: curves must not stop a run.
     """
 
-    def __init__(self, folder: Path, config: Config, *, begun: int = 0, wandb: WandbMode = "off"):
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        *,
+        begun: int = 0,
+        wandb: WandbMode = "off",
+        tell: Callable[[str], None] = print,
+    ):
         self.check(wandb)
-        # What a resumed run will write again is dropped from the curves.
-        self._events = _writer(folder, purge=begun + 1 if begun else None)
         self._wandb = _start_wandb(folder, config, wandb) if wandb != "off" else None
         self._folder = folder
+        self._tell = tell
+        self._events: _Events | None = None
+        self._broken = False
+        self.rewind(begun)
 
     @staticmethod
     def check(wandb: str) -> None:
@@ -51,15 +65,13 @@ class Live:
     def scalars(self, line: Mapping[str, float]) -> None:
         """One line of metrics, at its `steps`."""
         steps = int(line["steps"])
-        for name, value in line.items():
-            if name != "steps":
-                self._events.add_scalar(name, value, steps)
+        self._try(lambda events: events.scalars(line, steps))
         if self._wandb is not None:
             self._wandb.log(dict(line), step=steps)
 
     def pictures(self, steps: int, table: str, gif: bytes) -> None:
         """A cross-play table (Markdown) and an episode beside its dream (an animated GIF)."""
-        publish(self._folder, steps, table, gif)
+        self._try(lambda _: publish(self._folder, steps, table, gif))
         if self._wandb is not None:
             import wandb  # pyright: ignore[reportMissingImports]
 
@@ -68,9 +80,33 @@ class Live:
                 {"real beside imagined": video, "cross-play": wandb.Html(f"<pre>{table}</pre>")}, step=steps
             )
 
+    def rewind(self, begun: int) -> None:
+        """Begin another file of events; what a run that goes on from `begun` will write again is dropped from the
+        curves."""
+        if self._events is not None:
+            self._try(lambda events: events.close())
+            self._events = None
+        self._try(lambda _: None, purge=begun + 1 if begun else None)
+
+    def _try(self, write: Callable[[_Events], None], purge: int | None = None) -> None:
+        try:
+            # A removed folder takes its open files along, without an error.
+            if self._events is None or not self._events.file.exists():
+                self._events = _Events(self._folder, purge)
+            write(self._events)
+            self._broken = False
+        except OSError as err:
+            if self._events is not None:
+                with suppress(OSError):
+                    self._events.close()
+                self._events = None
+            if not self._broken:
+                self._tell(f"TensorBoard events cannot be written ({err}); training goes on without them")
+            self._broken = True
+
     def close(self) -> None:
         """Write out what is still held back."""
-        self._events.close()
+        self._try(lambda events: events.close())
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -80,22 +116,57 @@ def publish(folder: Path, steps: int, table: str, gif: bytes | None) -> None:
     from tensorboardX.proto import summary_pb2
 
     message: Any = summary_pb2  # protocol buffers make their classes when they are imported
-    events = _writer(folder, purge=None)
-    events.add_text("cross-play", table, steps)
+    from tensorboardX import summary as summaries
+
+    events = _Events(folder)
+    events.add(summaries.text("cross-play", table), steps)
     if gif is not None:
         width, height = (int.from_bytes(gif[at : at + 2], "little") for at in (6, 8))
         image = message.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
         summary = message.Summary(value=[message.Summary.Value(tag="real beside imagined", image=image)])
-        events._get_file_writer().add_summary(summary, steps)
+        events.add(summary, steps)
     events.close()
 
 
-def _writer(folder: Path, purge: int | None) -> Any:
-    """TensorBoard's protocol buffers take a moment to import."""
-    from tensorboardX import SummaryWriter
+class _Events:
+    """One file of TensorBoard events. Written in this thread: tensorboardX's own one never returns from `add_scalar`
+    once the disk was full. Raises OSError."""
 
-    # Its file names tell seconds only, so that a second writer might overwrite the first one's file.
-    return SummaryWriter(str(folder / EVENTS), purge_step=purge, filename_suffix=f".{time.time_ns()}")
+    def __init__(self, folder: Path, purge: int | None = None):
+        # TensorBoard's protocol buffers take a moment to import.
+        from tensorboardX.event_file_writer import EventsWriter
+
+        where = folder / EVENTS
+        where.mkdir(exist_ok=True)
+        # File names tell seconds only, so that a second writer might overwrite the first one's file.
+        self._writer = EventsWriter(str(where / "events"), f".{time.time_ns()}")
+        self.file = Path(self._writer._file_name)
+        self._flushed = -math.inf
+        if purge is not None:
+            self._write(step=purge, file_version="brain.Event:2")
+            self._write(step=purge, session_log={"status": 1})  # START
+
+    def _write(self, **what: Any) -> None:
+        from tensorboardX.proto import event_pb2
+
+        message: Any = event_pb2  # protocol buffers make their classes when they are imported
+        self._writer.write_event(message.Event(wall_time=time.time(), **what))
+
+    def add(self, summary: Any, steps: int) -> None:
+        self._write(step=steps, summary=summary)
+
+    def scalars(self, line: Mapping[str, float], steps: int) -> None:
+        from tensorboardX import summary
+
+        for name, value in line.items():
+            if name != "steps":
+                self.add(summary.scalar(name, value), steps)
+        if time.monotonic() - self._flushed > FLUSHED:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _start_wandb(folder: Path, config: Config, mode: Literal["offline", "online"]) -> Any:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from codream.config import Config
 from codream.envs import EnvSpec
+from codream.health import dead_classes
 from codream.nets import MLP
 from codream.partners import TeammatePredictor, others_of
 from codream.representation import Categorical
@@ -125,12 +126,16 @@ def latent_rank(z: Float[Array, "n z"]) -> Float[Array, ""]:
 
 
 def code_measures(model: MarkovModel, obs: Shaped[Array, "n *shape"], key: PRNGKeyArray) -> dict[str, Array]:
-    """What would show that the code has collapsed: its effective rank and the mean deviation of an entry, over 256
-    of the observations."""
+    """What would show that the code has collapsed: its effective rank, the mean deviation of an entry, and the share of
+    classes that are never the most probable one, over 256 of the observations."""
     some = obs[jax.random.randint(key, (256,), 0, len(obs))]
     _, log_probs = jax.vmap(lambda o: model.representation.posterior(o, key))(some)
     codes = jnp.exp(log_probs).reshape(256, -1)
-    return {"latent_rank": latent_rank(codes), "latent_std": jnp.mean(jnp.std(codes, axis=0))}
+    return {
+        "latent_rank": latent_rank(codes),
+        "latent_std": jnp.mean(jnp.std(codes, axis=0)),
+        "dead_classes": dead_classes(log_probs, jnp.ones(256, bool)),
+    }
 
 
 def _parts(model: MarkovModel, t: Transition, key: PRNGKeyArray) -> dict[str, Array]:

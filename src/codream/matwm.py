@@ -19,6 +19,7 @@ from codream.actor_critic import Agents, improve, init_agents, log_policy
 from codream.config import Config, WorldModelConfig
 from codream.curiosity import Curiosity, bonus, errors, init_curiosity, see, train_curiosity
 from codream.envs import EnvSpec, TimeStep
+from codream.health import update_ratio
 from codream.imagination import Dream, dream
 from codream.latents import sample_index
 from codream.metrics import Metrics, add_metrics, repeat
@@ -217,7 +218,8 @@ def train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[
         (model, optimiser, state.world_model_updates + 1),
     )
     state, curious = _seen(state, batch, config)
-    return state, {"loss": loss, **parts, **curious, "grad_norm": optax.tree.norm(grads)}
+    sizes = {"grad_norm": optax.tree.norm(grads), "update_ratio": update_ratio(updates, model)}
+    return state, {"loss": loss, **parts, **curious, **sizes}
 
 
 def imagine_for_agents(state: State, key: PRNGKeyArray, config: Config) -> Dream:

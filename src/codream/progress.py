@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -9,7 +10,7 @@ from types import TracebackType
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["Bar"]
+__all__ = ["Bar", "clock", "to_stderr"]
 
 _PLAIN_SECONDS = 10.0  # between two plain lines
 _LIVE_SECONDS = 0.25  # between two updates of the live bar
@@ -72,6 +73,13 @@ class Bar:
         if self._show:
             (self._live.console if self._live else self.console).print(text, highlight=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """A line that must be seen: without a bar it goes to the standard error."""
+        if self._show:
+            self.say(text)
+        else:
+            to_stderr(text)
+
     def note(self, text: str) -> None:
         """Replace what stands beside the bar."""
         self._note = text
@@ -107,6 +115,11 @@ class Bar:
             f"{self._title}: {done:,}/{self._total:,} {self._unit}, {speed}, "
             f"{clock(now - self._began)} elapsed, {clock(left)} left" + (f", {self._note}" if self._note else "")
         )
+
+
+def to_stderr(text: str) -> None:
+    """A line for whoever started the program."""
+    print(f"codream: {text}", file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from operator import attrgetter
 
-__all__ = ["RANGES", "out_of_range"]
+__all__ = ["LARGEST", "RANGES", "out_of_range"]
 
 # (lowest, highest); None is open. Every numeric option has a range, for each number of a list.
 RANGES: dict[str, tuple[float | None, float | None]] = {
@@ -17,6 +18,10 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "agents_every": (1e-3, None),
     "checkpoint_every": (1, None),
     "checkpoints_kept": (1, None),
+    "checkpoints_nth": (0, None),
+    "checkpoints_best_episodes": (1, None),
+    "rollbacks": (0, None),
+    "env_time_limit": (0, None),
     "log_every": (1, None),
     "world_model.groups": (1, 1024),
     "world_model.classes": (2, 1024),
@@ -97,12 +102,22 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
 }
 
 
+LARGEST = 2**31 - 1
+"""Counters are 32-bit integers."""
+
+
 def out_of_range(config: object) -> Iterator[str]:
-    """What is wrong with each number of `config`, given by its path, that lies outside its range. NaN does."""
+    """What is wrong with each number of `config`, given by its path, that lies outside its range. NaN and infinity
+    always do."""
     for path, (low, high) in RANGES.items():
         value = attrgetter(path)(config)
         for number in value if isinstance(value, tuple) else (value,):
+            if number is None:
+                continue
             # A comparison with NaN is false.
-            if number is not None and not ((low is None or number >= low) and (high is None or number <= high)):
+            if not ((low is None or number >= low) and (high is None or number <= high)):
                 span = f"{low} to {high}" if high is not None else f"{low} or more"
                 yield f"{path} must be {span}, got {number}"
+            elif number == math.inf or (isinstance(number, int) and number > LARGEST):
+                limit = f"at most {LARGEST}" if isinstance(number, int) else "finite"
+                yield f"{path} must be {limit}, got {number}"

@@ -3,6 +3,7 @@
 runs/<name>/config.json      the exact configuration
            /run.json         library versions, device, environment
            /metrics.jsonl    one line per `log_every` steps
+           /.lock            held by the process that trains
            /checkpoints/     see codream.checkpoint
            /tensorboard/     the metrics as events, see codream.live
            /report.html      see codream.report; measured.json: what it measured by playing
@@ -18,13 +19,20 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes on one folder are not noticed
+    fcntl = None
 
 from codream.config import Config, ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv, UnknownEnvironment, make_env
 
-__all__ = ["Run", "RunError", "build_env", "library_versions"]
+__all__ = ["Run", "RunError", "build_env", "library_versions", "replace_text"]
 
 _LIBRARIES = (
     "codream",
@@ -58,21 +66,6 @@ class Run:
         `config`: resolved. `by_object`: the environment was given as an object, so its name alone cannot
         make it. Raises RunError if `name` is given and exists; a default name gets a number instead.
         """
-        root = Path(root)
-        path = root / (name or _default_name(config))
-        if name is None:
-            number = 2
-            while path.exists():
-                path = root / f"{_default_name(config)}-{number}"
-                number += 1
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise RunError(
-                f"{path} already exists and is never overwritten; choose another --name, or go on with it: "
-                f"codream train --resume {path}"
-            ) from None
-        (path / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
         about = {
             "versions": library_versions(),
             "device": device(),
@@ -84,8 +77,60 @@ class Run:
                 "num_actions": list(spec.num_actions),
             },
         }
-        (path / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        return Run(path)
+        number, wanted = 1, name or _default_name(config)
+        while True:
+            run = Run(Path(root) / (wanted if number == 1 else f"{wanted}-{number}"))
+            if run._free():
+                try:
+                    with run.locked():  # another process may want the same name
+                        if run._free():
+                            run.write(config, about)
+                            return run
+                except RunError:
+                    if name is not None:
+                        raise
+            elif name is not None:
+                raise RunError(
+                    f"{run.path} already exists and is never overwritten; choose another --name, or go on with it: "
+                    f"codream train --resume {run.path}"
+                )
+            number += 1
+
+    def _free(self) -> bool:
+        """Whether a run can begin here: the folder does not exist, or holds at most what a run leaves behind that was
+        killed while its folder was made."""
+        if not self.path.exists():
+            return True
+        made = {".lock", "run.json", ".run.json.writing", ".config.json.writing"}
+        return self.path.is_dir() and all(file.name in made for file in self.path.iterdir())
+
+    def write(self, config: Config, about: dict[str, Any]) -> None:
+        """Make the folder, or what is missing of it. config.json comes last: with it the folder is a run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        replace_text(self.path / "run.json", json.dumps(about, indent=2) + "\n")
+        replace_text(self.path / "config.json", config.to_json() + "\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder meanwhile. Raises RunError if one does already.
+
+        The operating system releases the lock with the process, however that ends.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+", encoding="utf-8") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    file.seek(0)
+                    raise RunError(
+                        f"{self.path} is in use by {file.read() or 'another process'}; two processes cannot train in "
+                        "one folder: wait for it, stop it, or choose another --name"
+                    ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
 
     @staticmethod
     def open(run: str | Path | Run, root: str | Path = "runs") -> Run:
@@ -114,7 +159,7 @@ class Run:
         """The configuration it was started with or last resumed with."""
         try:
             return Config.from_json((self.path / "config.json").read_text(encoding="utf-8"))
-        except (ValueError, TypeError) as err:
+        except (OSError, ValueError) as err:
             raise RunError(f"{self.path / 'config.json'} cannot be read: {err}") from err
 
     @property
@@ -135,23 +180,18 @@ class Run:
         found = []
         for number, line in enumerate(lines[:-1], 1):
             try:
-                found.append(json.loads(line))
-            except ValueError as err:
+                found.append(dict(json.loads(line)))
+            except (ValueError, TypeError) as err:
                 raise RunError(
                     f"line {number} of {self.path / 'metrics.jsonl'} cannot be read ({err}); remove it to go on"
                 ) from err
         return found
 
-    def log(self, line: dict[str, float]) -> None:
-        """Append one line of metrics."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
     def rewind(self, config: Config, steps: int) -> None:
         """Before going on from `steps`: keep `config`, and drop metrics of steps that will be taken anew."""
-        _replace(self.path / "config.json", config.to_json() + "\n")
+        replace_text(self.path / "config.json", config.to_json() + "\n")
         kept = [line for line in self.metrics() if line["steps"] <= steps]
-        _replace(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        replace_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def remove(self) -> None:
         """Delete the folder."""
@@ -163,9 +203,13 @@ def _default_name(config: Config) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', env)}-{config.preset}-seed{config.seed}"
 
 
-def _replace(file: Path, text: str) -> None:
+def replace_text(file: Path, text: str) -> None:
+    """Write a file as a whole: whoever reads it, or finds it after a crash, has the old or the new one."""
     writing = file.with_name(f".{file.name}.writing")
-    writing.write_text(text, encoding="utf-8")
+    with writing.open("w", encoding="utf-8") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
     os.replace(writing, file)
 
 

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
 from codream import checkpoint as checkpoints
 from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv
+from codream.guards import LeaveRequests, Stopped
+from codream.health import STEPS, TrainingDiverged, all_finite, faults
 from codream.live import Live, WandbMode, live_table
 from codream.metrics import Metrics, add_metrics
 from codream.presets import preset
-from codream.progress import Bar
+from codream.progress import Bar, to_stderr
 from codream.report import report
 from codream.report.peek import Peek
 from codream.runs import Run, RunError, build_env
+from codream.saving import MetricsFile, Saver
+from codream.scoring import Scorer
 from codream.training import GraphDriver, HostDriver, Runner, driver_for
 
 __all__ = ["CHANGEABLE", "TrainingDiverged", "train"]
@@ -31,6 +37,12 @@ CHANGEABLE = (
     "agents_every",
     "checkpoint_every",
     "checkpoints_kept",
+    "checkpoints_nth",
+    "checkpoints_best",
+    "checkpoints_best_episodes",
+    "on_nan",
+    "rollbacks",
+    "env_time_limit",
     "log_every",
     "world_model.lr",
     "world_model.outcome_lr",
@@ -43,9 +55,8 @@ CHANGEABLE = (
 PATIENCE = 1_000
 """Steps that a due checkpoint waits for all copies to end their episodes at once, before they are cut."""
 
-
-class TrainingDiverged(RuntimeError):
-    """A loss or another metric became NaN or infinite."""
+GRACE = 10.0
+"""Seconds that a run which was asked to leave waits for a step from which it can be resumed exactly."""
 
 
 def train(
@@ -74,8 +85,12 @@ def train(
     host environment has finished its episode. A resumed run then equals, number by number on the CPU, one
     that never stopped.
 
-    Raises ConfigError, RunError (folder exists; change not allowed; nothing left to do), CheckpointError,
-    EnvironmentFailure with the environment's own error and the last checkpoint, TrainingDiverged.
+    SIGINT, SIGTERM and SIGHUP let it save, if an exact resume is possible within GRACE seconds, and raise `Stopped` (a
+    KeyboardInterrupt); a second one ends the process at once.
+
+    Raises ConfigError, RunError (folder exists or is in use; change not allowed; nothing left to do), CheckpointError,
+    EnvironmentFailure with the environment's own error and the last checkpoint (also where it hangs, see
+    `config.env_time_limit`), TrainingDiverged where something is not finite (see `config.on_nan`).
     """
     Live.check(wandb)
     run = None
@@ -89,19 +104,21 @@ def train(
     made, config = _environment(config, env)
     driver = driver_for(made, config)
     try:
+        copies = lambda n: build_env(config, n, env)  # noqa: E731
+        score = Scorer(config, made.spec, copies) if config.checkpoints_best is not None else None
         if run is None:
             run = Run.create(config, made.spec, name=name, root=root, by_object=env is not None)
-            runner = None
-        else:
-            runner = _resumed(run, driver, config, checkpoint)
-        begun = int(runner.state.steps) if runner is not None else 0
-        live = Live(run.path, config, begun=begun, wandb=wandb)
-        try:
-            with Bar("train", config.total_steps, start=begun, show=progress) as bar:
-                looks = Peek(str(run.path), config, live, lambda n: build_env(config, n, env)) if peek else None
-                _Loop(run, driver, config, bar, live, looks).go(runner)
-        finally:
-            live.close()
+        with run.locked():
+            runner, rollbacks = (None, 0) if resume is None else _resumed(run, driver, config, checkpoint)
+            begun = int(runner.state.steps) if runner is not None else 0
+            with Bar("train", config.total_steps, start=begun, show=progress) as bar, LeaveRequests(bar.warn) as leave:
+                live = Live(run.path, config, begun=begun, wandb=wandb, tell=bar.warn)
+                looks = Peek(str(run.path), config, live, copies) if peek else None
+                loop = _Loop(run, driver, config, bar, live, leave, looks, score)
+                try:
+                    loop.go(runner, rollbacks)
+                finally:
+                    live.close()
     finally:
         if env is None and isinstance(made, HostEnv):
             made.close()
@@ -132,13 +149,16 @@ def _environment(config: Config, env: Any) -> tuple[HostEnv | GraphEnv, Config]:
     return made, config.resolve(made.spec)
 
 
-def _resumed(run: Run, driver: HostDriver | GraphDriver, config: Config, steps: int | None) -> Runner | None:
-    """The runner to go on with; None where no checkpoint was written yet, so that the run starts over."""
+def _resumed(
+    run: Run, driver: HostDriver | GraphDriver, config: Config, steps: int | None
+) -> tuple[Runner | None, int]:
+    """The runner to go on with, and how often the run was rolled back; None where no checkpoint was written yet, so
+    that the run starts over."""
     if steps is None and not checkpoints.saved(run.checkpoints):
         _refuse_changes(run, run.config, config)
         run.rewind(config, 0)
-        return None
-    found = checkpoints.find(run.path, steps)
+        return None, 0
+    found = checkpoints.find(run.path, steps) if steps is not None else checkpoints.latest_good(run.path, to_stderr)
     _refuse_changes(run, found.config, config)
     _refuse_other_spec(run, found.spec, driver.spec)
     if found.steps >= config.total_steps:
@@ -148,9 +168,9 @@ def _resumed(run: Run, driver: HostDriver | GraphDriver, config: Config, steps: 
             f"codream train --resume {run.path} --total-steps {2 * found.steps}"
         )
     runner = checkpoints.restore(driver.template(), found)
-    run.rewind(config, found.steps)
     checkpoints.set_aside(run.checkpoints, found.steps)
-    return runner
+    run.rewind(config, found.steps)
+    return runner, found.manifest.rollbacks
 
 
 def _refuse_changes(run: Run, saved: Config, given: Config) -> None:
@@ -188,46 +208,79 @@ def _flat(config: Config) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------ the loop
 
 
-_add = jax.jit(add_metrics)
+@jax.jit
+def _add(total: Metrics, more: Metrics) -> tuple[Metrics, Any]:
+    """Sums of metrics, and whether all is finite."""
+    total = add_metrics(total, more)
+    return total, all_finite(total)
 
 
 class _Loop:
-    """Advances the driver; logs, checkpoints and explains failures."""
+    """Advances the driver; logs, checkpoints, goes back where numbers went wrong, and explains failures."""
 
     def __init__(
-        self, run: Run, driver: HostDriver | GraphDriver, config: Config, bar: Bar, live: Live, peek: Peek | None = None
+        self,
+        run: Run,
+        driver: HostDriver | GraphDriver,
+        config: Config,
+        bar: Bar,
+        live: Live,
+        leave: LeaveRequests,
+        peek: Peek | None = None,
+        score: Scorer | None = None,
     ):
         self.run, self.driver, self.config, self.bar, self.live, self.peek = run, driver, config, bar, live, peek
+        self.leave, self.about = leave, run.about
+        self.metrics = MetricsFile(run.path / "metrics.jsonl", bar.warn)
+        self.saver = Saver(run, config, driver.spec, self.metrics, bar.warn, score)
         self.steps = 0  # done
         self.logged = 0  # steps at the last line of metrics
         self.saved = 0  # steps at the last checkpoint
+        self.rollbacks = 0
         self.totals: Metrics | None = None  # since the last line
         last = run.metrics()[-1:]
         self.before = last[0]["seconds"] if last else 0.0  # spent before this process
         self.began = self.line_began = time.monotonic()
 
-    def go(self, runner: Runner | None) -> None:
+    def go(self, runner: Runner | None, rollbacks: int = 0) -> None:
         """To the end of training."""
+        self.rollbacks = rollbacks
         try:
             self.bar.say("compiling: the first steps take up to a minute (less when done before)")
             if runner is None:
                 runner = self.driver.start(jax.random.key(self.config.seed))
-            self.steps = self.logged = self.saved = int(runner.state.steps)
-            self._steps(runner)
+            self._from(runner)
+            while True:
+                try:
+                    self._steps(runner)
+                    break
+                except TrainingDiverged as err:
+                    runner = self._rolled_back(err)
+            self.saver.finish()
         except EnvironmentFailure as err:
             raise EnvironmentFailure(
                 f"{err}\nThis was after step {self.steps} of the run. {self._how_to_go_on()}"
             ) from err
-        except KeyboardInterrupt:
-            self.bar.say(f"interrupted after step {self.steps}. {self._how_to_go_on()}")
+        except KeyboardInterrupt as err:
+            self.bar.warn(f"{err or 'interrupted'} after step {self.steps}. {self._how_to_go_on()}")
             raise
+        finally:
+            self.saver.wait()
+
+    def _from(self, runner: Runner) -> None:
+        self.steps = self.logged = self.saved = int(runner.state.steps)
+        self.totals, self.line_began = None, time.monotonic()
 
     def _steps(self, runner: Runner) -> None:
-        waited, first = 0, True
+        waited, first, leave_by = 0, True, math.inf
         while True:
             runner, metrics = self.driver.advance(runner)
-            self.totals = metrics if self.totals is None else _add(self.totals, metrics)
-            self.steps = int(runner.state.steps)
+            if self.totals is None:
+                self.totals = jax.tree.map(lambda x: np.zeros((), x.dtype), metrics)
+            self.totals, fine = _add(self.totals, metrics)
+            self.steps, fine = map(int, jax.device_get((runner.state.steps, fine)))
+            if not fine:
+                self._diverged()
             if first:
                 self.bar.restart_clock(self.steps)
                 first = False
@@ -235,9 +288,13 @@ class _Loop:
             if self._passed(self.config.log_every, self.logged):
                 self._log()
                 self._look(runner)
-            if done or self._passed(self.config.checkpoint_every, self.saved):
-                waited += 1
+            if self.leave.asked and leave_by == math.inf:
+                leave_by = time.monotonic() + GRACE
+            due = done or self._passed(self.config.checkpoint_every, self.saved)
+            if due or self.leave.asked:
+                waited += due
                 whole = self.driver.whole(runner)
+                # No cut for a signal: going on would not give what the uninterrupted run gives.
                 if whole or waited > PATIENCE:
                     runner = runner if whole else self.driver.cut(runner)
                     self._save(runner)
@@ -245,6 +302,8 @@ class _Loop:
                     if done:
                         self.bar.update(self.steps, last=True)
                         return
+                if self.leave.asked and (self.saved == self.steps or time.monotonic() > leave_by):
+                    raise Stopped(self.leave.asked)
             self.bar.update(self.steps)
 
     def _look(self, runner: Runner) -> None:
@@ -265,24 +324,28 @@ class _Loop:
         return self.steps // every > since // every
 
     def _log(self) -> None:
-        """Write a line of means; stop if one of them is not a number."""
+        """Write a line of means."""
         if self.totals is None:
             return
         totals = jax.device_get(self.totals)
-        self._refuse_nan(totals)
         now = time.monotonic()
         speed = (self.steps - self.logged) / max(now - self.line_began, 1e-9)
         means = {name: float(total) / float(count) for name, (total, count) in totals.items() if count > 0}
         # Sums over episodes, such as the reward collected so far, need their number.
         ended = totals[f"episode/return/{self.driver.spec.agents[0]}"][1]
+        measured, self.saver.measured = self.saver.measured, {}
         line = {
             "steps": self.steps,
             "seconds": round(self.before + now - self.began, 3),
             "steps_per_second": round(speed, 2),
             "episode/count": int(ended),
             **means,
+            **measured,
         }
-        self.run.log(line)
+        if self.rollbacks:
+            line["rollbacks"] = self.rollbacks
+        self._recreate()
+        self.metrics.add(line)
         self.live.scalars(line)
         self.bar.below(live_table(means, self.driver.spec))
         returns = []
@@ -294,33 +357,56 @@ class _Loop:
             self.bar.note("returns: " + ", ".join(returns))
         self.totals, self.logged, self.line_began = None, self.steps, now
 
-    def _refuse_nan(self, totals: Any) -> None:
-        bad = {name: total for name, (total, _) in totals.items() if not np.isfinite(total)}
-        if not bad:
-            return
-        # What the world model spoils, the agents then learn from; name the origin.
-        source = [name for name in bad if name.startswith("world_model/")] or list(bad)
-        parts = [name for name in source if not name.endswith(("/loss", "/grad_norm"))] or source
-        raise TrainingDiverged(
-            f"{', '.join(f'{name} became {bad[name]}' for name in parts)} between the steps "
-            f"{self.logged} and {self.steps}; training has stopped and nothing of this was saved. "
-            f"{self._how_to_go_on()}\n"
-            "A lower learning rate may help: --world-model.lr, --agents.lr, --ppo.lr"
+    def _diverged(self) -> None:
+        totals = jax.device_get(self.totals)
+        at = self.logged + int(totals[STEPS][0])
+        raise TrainingDiverged(f"{faults(totals)} at step {at}")
+
+    def _rolled_back(self, err: TrainingDiverged) -> Runner:
+        """The runner of the last checkpoint (or a new one) with another key, if the configuration says so; otherwise
+        raise, and say how to go on."""
+        self.saver.wait()
+        if self.config.on_nan == "stop" or self.rollbacks >= self.config.rollbacks:
+            tried = f" after {self.rollbacks} rollbacks" if self.rollbacks else ""
+            raise TrainingDiverged(
+                f"{err}; training has stopped{tried} and nothing of this was saved. {self._how_to_go_on()}\n"
+                "A lower learning rate may help: --world-model.lr, --agents.lr, --ppo.lr; --on-nan rollback goes on "
+                "from the last checkpoint by itself, with other random numbers"
+            ) from err
+        self.rollbacks += 1
+        if checkpoints.saved(self.run.checkpoints):
+            found = checkpoints.latest_good(self.run.path, self.bar.warn)
+            runner = checkpoints.restore(self.driver.template(), found)
+            self.driver.rest()
+        else:
+            runner = self.driver.start(jax.random.key(self.config.seed))
+        # Another key: with the same one the same would happen.
+        runner = eqx.tree_at(lambda r: r.key, runner, jax.random.fold_in(runner.key, self.rollbacks))
+        self._from(runner)
+        self.run.rewind(self.config, self.steps)
+        self.live.rewind(self.steps)
+        self.bar.warn(
+            f"{err}; going on from step {self.steps} with a new key (rollback {self.rollbacks} of at most "
+            f"{self.config.rollbacks})"
         )
+        return runner
 
     def _save(self, runner: Runner) -> None:
-        self._log()  # also the last look for NaN before the state is kept
-        checkpoints.save(
-            runner,
-            self.run.checkpoints,
-            config=self.config,
-            spec=self.driver.spec,
-            steps=self.steps,
-            kept=self.config.checkpoints_kept,
-        )
+        self._log()
+        if self.metrics.flush():
+            self.saver.save(runner, self.steps, self.rollbacks)
+            self.bar.note(f"checkpoint {self.steps:,} (waited {self.saver.measured['checkpoint/stall_seconds']:.2f} s)")
         self.saved = self.steps
 
+    def _recreate(self) -> None:
+        """Make the folder anew if someone has removed it."""
+        if not (self.run.path / "config.json").exists():
+            self.run.write(self.config, self.about)
+            self.saved = -1  # a checkpoint is due
+            self.bar.warn(f"{self.run.path} was removed; made anew, without what it held")
+
     def _how_to_go_on(self) -> str:
+        self.saver.wait()
         every = checkpoints.saved(self.run.checkpoints)
         where = f"The last checkpoint is {every[max(every)]}" if every else "There is no checkpoint yet"
         return f"{where}; {'go on' if every else 'start over'} with\n  codream train --resume {self.run.path}"

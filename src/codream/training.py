@@ -16,7 +16,9 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from codream.algorithms import algorithm
 from codream.config import Config
-from codream.envs import EnvSpec, GraphEnv, HostEnv, TimeStep
+from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv, TimeStep
+from codream.guards import TimeLimit
+from codream.health import checks, summed
 from codream.metrics import Metrics
 
 __all__ = ["GraphDriver", "HostDriver", "Runner", "choose", "common_reward", "driver_for", "learn"]
@@ -62,6 +64,7 @@ def learn(runner: Runner, choice: Choice, there: TimeStep, env_state: Any, confi
     paid = common_reward(runner.here, there) if config.common_reward else there
     state = learner.observe(runner.state, runner.here, choice.action, paid)
     state, metrics = learner.update(state, choice.update_key, config)
+    metrics |= checks(state.spec, runner.here, there)
     # A step that resets carries no reward; the first step of an episode starts the sum anew.
     total = jnp.where(runner.here.first[:, None], 0.0, runner.episode_return)
     total = total + jnp.where(runner.here.acting, there.reward, 0.0)
@@ -88,6 +91,7 @@ class HostDriver:
 
     def __init__(self, env: HostEnv, config: Config):
         self.env, self.config, self.spec = env, config, env.spec
+        self._limit = TimeLimit(config.env_time_limit, EnvironmentFailure)
         self._resting = True  # no episode is running, so the next step starts one in every copy
         self._choose = eqx.filter_jit(lambda runner: choose(runner, config))
         self._seeds = jax.jit(jax.vmap(lambda key: jax.random.randint(key, (), 0, 2**31 - 1)))
@@ -100,7 +104,8 @@ class HostDriver:
         init_key, env_key, key = jax.random.split(key, 3)
         state, memory, returns = _compiled_start(init_key, self.spec, self.config)
         seeds = self._seeds(jax.random.split(env_key, self.config.num_envs))
-        here = jax.tree.map(jnp.asarray, self.env.reset(np.asarray(seeds)))
+        with self._limit(f"reset of {self.spec.name}"):
+            here = jax.tree.map(jnp.asarray, self.env.reset(np.asarray(seeds)))
         self._resting = False
         return Runner(state, memory, here, None, returns, key)
 
@@ -113,7 +118,9 @@ class HostDriver:
             raise ValueError("a run on a host environment can only go on from where all its copies' episodes end")
         choice = self._choose(runner)
         seeds = np.asarray(self._seeds(choice.env_keys))
-        there = self.env.reset(seeds) if self._resting else self.env.step(np.asarray(choice.action), seeds)
+        action = np.asarray(choice.action)
+        with self._limit(f"{'reset' if self._resting else 'step'} of {self.spec.name}"):
+            there = self.env.reset(seeds) if self._resting else self.env.step(action, seeds)
         self._resting = False
         return self._learn((choice, jax.tree.map(jnp.asarray, there)), runner)
 
@@ -146,6 +153,10 @@ class HostDriver:
     def whole(self, runner: Runner) -> bool:
         """Whether a run can be resumed exactly from here: every copy is at its episode's end."""
         return bool(np.all(np.asarray(runner.here.last)))
+
+    def rest(self) -> None:
+        """The next runner comes from a checkpoint: its copies' episodes have ended."""
+        self._resting = True
 
 
 class GraphDriver:
@@ -183,7 +194,7 @@ class GraphDriver:
             return eqx.filter(runner, eqx.is_array), metrics
 
         params, metrics = jax.lax.scan(body, params, None, self.chunk)
-        return eqx.combine(params, static), jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+        return eqx.combine(params, static), summed(metrics)
 
     def advance(self, runner: Runner) -> tuple[Runner, Metrics]:
         """One chunk of steps and updates, and the sums of their metrics. `runner` is used up."""
@@ -203,6 +214,9 @@ class GraphDriver:
     def cut(self, runner: Runner) -> Runner:
         """Never needed, see `whole`."""
         return runner
+
+    def rest(self) -> None:
+        """Nothing to do: the runner holds where its copies stand."""
 
 
 def driver_for(env: HostEnv | GraphEnv, config: Config) -> HostDriver | GraphDriver:

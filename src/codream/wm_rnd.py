@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from codream.config import Config
 from codream.curiosity import Curiosity, bonus, errors, init_curiosity, see, train_curiosity
 from codream.envs import EnvSpec, TimeStep
+from codream.health import update_ratio
 from codream.latents import sample_index
 from codream.markov_model import MarkovModel, code_measures, markov_loss, transitions
 from codream.metrics import Metrics, repeat, zeros_like_result
@@ -173,7 +174,7 @@ def learn(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[
             projected, dreamt = imagine(state, projected, imagine_key, config)
     state, sums = repeat(train_agents, state, config.ppo.epochs, agents_key, batch, projected, config)
     each = config.ppo.epochs * config.ppo.minibatches
-    per_agent = {name: total / each for name, total in sums.items()} | dreamt
+    per_agent = {name: total / each for name, total in sums.items()} | dreamt | {"return_scale": state.returns.scale}
     if "imagined_reward" in per_agent:
         per_agent["imagined_reward"] *= state.rewards.scale
     for i, agent in enumerate(state.spec.agents):
@@ -282,7 +283,8 @@ def train_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[State,
     updates, optimiser = model_optimiser(config).update(grads, state.model_optimiser)
     model = eqx.apply_updates(state.world_model, updates)
     state = eqx.tree_at(lambda s: (s.world_model, s.model_optimiser), state, (model, optimiser))
-    return state, {"loss": loss, **parts, "grad_norm": optax.tree.norm(grads)}
+    sizes = {"grad_norm": optax.tree.norm(grads), "update_ratio": update_ratio(updates, model)}
+    return state, {"loss": loss, **parts, **sizes}
 
 
 class Starts(eqx.Module):
@@ -388,5 +390,6 @@ def _improve(
 
     (_, metrics), grads = eqx.filter_value_and_grad(loss, has_aux=True)(learner)
     updates, optimiser = ppo_optimiser(config.ppo).update(grads, optimiser)
-    metrics["grad_norm"] = optax.tree.norm(grads)
-    return eqx.apply_updates(learner, updates), optimiser, metrics
+    learner = eqx.apply_updates(learner, updates)
+    metrics |= {"grad_norm": optax.tree.norm(grads), "update_ratio": update_ratio(updates, learner)}
+    return learner, optimiser, metrics

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from codream.config import WorldModelConfig
 from codream.envs import EnvSpec
+from codream.health import dead_classes
 from codream.latents import two_hot_loss, two_hot_mean, value_bins
 from codream.nets import MLP, KVCache, Linear, Transformer, linear, tree_of
 from codream.partners import TeammatePredictor, others_of
@@ -208,6 +209,8 @@ def world_model_loss(model: WorldModel, batch: Sequence, key: PRNGKeyArray) -> t
     parts: LossParts = {}
     rec = jax.vmap(jax.vmap(code.reconstruction_loss, in_axes=(0, 0, None)))(z, batch.obs, valid)
     parts["rec"] = _mean(rec, seen)
+    if posterior.size:  # a code of classes
+        parts["dead_classes"] = dead_classes(posterior.reshape(-1, *posterior.shape[2:]), seen.reshape(-1))
 
     # Step t leads to row t + 1; the window's last row has no successor here.
     led = acts[:, :-1]

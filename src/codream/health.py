@@ -1,0 +1,90 @@
+"""Numerical health: what is not finite is found where it appears, and measures that tell of trouble before.
+
+Checks are computed with the updates and need no round trip to the host: each step's metrics say whether they are
+finite, sums of metrics stop at the first step where one is not, and the count of steps stops with them (`STEPS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from codream.envs import EnvSpec, TimeStep
+from codream.metrics import Metrics
+
+__all__ = ["STEPS", "TrainingDiverged", "all_finite", "checks", "dead_classes", "faults", "summed", "update_ratio"]
+
+STEPS = "steps taken"
+"""Among metrics, but never logged: the environment steps that the sums cover, up to and with the first fault."""
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss, an observation or another number became NaN or infinite; the message says which, and at which step."""
+
+
+def checks(spec: EnvSpec, here: TimeStep, there: TimeStep) -> Metrics:
+    """What the environment answered, as metrics that are never logged (their count is 0): 0, or NaN where it is not
+    finite. And the number of steps taken, under `STEPS`."""
+    taken = jnp.sum(~jnp.asarray(here.last)).astype(jnp.int32)
+    none = jnp.zeros((), jnp.int32)
+    found: Metrics = {STEPS: (taken.astype(jnp.float32), none)}
+    acting = jnp.asarray(here.acting)
+    bad = {"reward": acting & ~jnp.isfinite(there.reward)}
+    if jnp.issubdtype(there.obs.dtype, jnp.floating):
+        whole = jnp.all(jnp.isfinite(there.obs), axis=tuple(range(2, there.obs.ndim)))
+        bad["observation"] = (acting | jnp.asarray(there.acting)) & ~whole
+    for what, where in bad.items():
+        for i, agent in enumerate(spec.agents):
+            found[f"environment/{agent}/{what}"] = (jnp.where(jnp.any(where[:, i]), jnp.nan, 0.0), none)
+    return found
+
+
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Whether every number in a tree is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def summed(metrics: Any) -> Any:
+    """Metrics [steps] of consecutive steps as their sums, up to and with the first step that has a fault: later ones
+    would only hide where it began."""
+    leaves = jax.tree.leaves(metrics)
+    fault = ~jnp.all(jnp.stack([jnp.isfinite(x).reshape(len(x), -1).all(axis=1) for x in leaves]), axis=0)
+    counts = jnp.cumsum(fault) - fault == 0
+    return jax.tree.map(lambda x: jnp.sum(jnp.where(counts, x, jnp.zeros((), x.dtype)), axis=0), metrics)
+
+
+def faults(totals: Mapping[str, tuple[Any, Any]]) -> str | None:
+    """Which sums are not finite and what they are, origins only; None while all is well.
+
+    What the environment spoils the world model learns from, and what that spoils the agents learn from.
+    """
+    bad = {name: float(total) for name, (total, _) in totals.items() if not np.isfinite(total)}
+    for origin in ("environment/", "world_model/", "curiosity/", ""):
+        names = [name for name in bad if name.startswith(origin)]
+        if names:
+            # A part of a loss says more than the loss, and that more than what follows from its gradient.
+            parts = [name for name in names if not name.endswith(("/loss", "/grad_norm", "/update_ratio"))] or names
+            return ", ".join(f"{name} became {bad[name]}" for name in parts)
+    return None
+
+
+def update_ratio(updates: Any, parameters: Any) -> Float[Array, ""]:
+    """‖Δθ‖ / ‖θ‖: how far one update moves the parameters. Not finite as soon as an update or a parameter is not."""
+
+    def norm(tree: Any) -> Array:
+        return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))))
+
+    return norm(updates) / jnp.maximum(norm(parameters), 1e-12)
+
+
+def dead_classes(log_probs: Float[Array, "rows groups classes"], valid: Bool[Array, " rows"]) -> Float[Array, ""]:
+    """Share of a latent's classes that are not the most probable one of their group in any valid row."""
+    best: Int[Array, "rows groups"] = jnp.argmax(log_probs, axis=-1)
+    chosen = jax.nn.one_hot(best, log_probs.shape[-1], dtype=bool) & valid[:, None, None]
+    return 1.0 - jnp.mean(jnp.any(chosen, axis=0))

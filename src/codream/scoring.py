@@ -1,0 +1,54 @@
+"""The score by which a run keeps its best checkpoint: one number from a little cross-play."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from codream.agents import Agents
+from codream.config import Config, ConfigError
+from codream.envs import EnvSpec
+from codream.envs.references import references_for
+from codream.evaluation import as_host, play
+
+__all__ = ["Scorer"]
+
+MOST_COPIES = 20  # of the environment, played together
+
+
+class Scorer:
+    """`config.checkpoints_best`, SIDE:OPPONENT, as a function of a state: the mean return of one agent of SIDE in
+    `checkpoints_best_episodes` episodes, always the same ones, while OPPONENT plays all other sides.
+
+    `make`: copies of the run's environment. Training goes on from the same state and keys as without. Raises
+    ConfigError, with what there is, for a side or an opponent that does not exist.
+    """
+
+    def __init__(self, config: Config, spec: EnvSpec, make: Callable[[int], Any]):
+        assert config.checkpoints_best is not None
+        self._config, self._make = config, make
+        self._side, _, opponent = config.checkpoints_best.partition(":")
+        references = references_for(spec)
+        others = [side for side in spec.sides if side != self._side]
+        known = sorted(set.intersection(*(set(references.get(side, {})) for side in others))) if others else []
+        if self._side not in spec.sides or opponent not in ("self", *known):
+            raise ConfigError(
+                f"checkpoints_best is SIDE:OPPONENT, with a side of {spec.name} ({', '.join(spec.sides)}) and one of "
+                f"{', '.join(('self', *known))}; got {config.checkpoints_best}"
+            )
+        self._opponents = {side: references[side][opponent] for side in others} if opponent != "self" else {}
+        self._agents: Agents | None = None  # kept, for what was compiled for it
+
+    def __call__(self, state: Any, steps: int) -> float:
+        if self._agents is None:
+            self._agents = Agents(state, self._config, steps=steps, env=None, make=self._make, name="so far")
+        agents, episodes = self._agents, self._config.checkpoints_best_episodes
+        agents.state, agents.steps = state.for_acting(), steps
+        copies = min(episodes, MOST_COPIES)
+        env = as_host(self._make(copies), copies)
+        players = dict.fromkeys(agents.spec.sides, agents.player()) | self._opponents
+        returns = play(env, players, episodes, seed=self._config.seed)
+        env.close()
+        return float(np.mean(returns[:, list(agents.spec.sides[self._side])]))
