@@ -2,12 +2,12 @@
 
     python benchmarks/chaos.py [--kills 100] [--each 4] [--driver host|graph] [--seed 0] [--out FILE]
 
-A small run (a toy game, tiny networks, a checkpoint every 40 steps) is disturbed in both drivers: killed at random
-moments, asked to leave, its disk filled, its files damaged, its environment broken. Then it is resumed, without any
-repair by hand, until it is done. It has survived if its final state equals the uninterrupted run's leaf by leaf and bit
-by bit, and if nothing older than the last complete checkpoint was lost on the way. Prints a table of fault × times tried
-× survived. Trials are forked from this process, which computes nothing itself. Needs Linux; a full disk needs root, for
-a small tmpfs.
+A small run (a toy game, tiny networks, a checkpoint every 40 steps; two of three by PPO with curiosity, the third by
+MATWM) is disturbed in both drivers: killed at random moments, asked to leave, its disk filled, its files damaged, its
+environment broken. Then it is resumed, without any repair by hand, until it is done. It has survived if its final state
+equals the uninterrupted run's leaf by leaf and bit by bit, and if nothing older than the last complete checkpoint was
+lost on the way. Prints a table of fault × times tried × survived. Trials are forked from this process, which computes
+nothing itself. Needs Linux; a full disk needs root, for a small tmpfs.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from codream.envs import EnvSpec, TimeStep
 from codream.training import GraphDriver, HostDriver
 
 STEPS, EVERY = 480, 40
+ALGORITHMS = ("wm_rnd", "matwm")
 PHASES = ("starting", "compiling", "training", "writing a checkpoint", "drawing the report")
 START, COMPILE, TRAIN, WRITE, REPORT = range(5)
 NOTHING, RAISE, HANG, SHAPE, NAN_OBS, NAN_REWARD = range(6)
@@ -140,25 +141,33 @@ class GraphToy:
         return (taken, total), answer
 
 
-def configuration() -> codream.Config:
+def configuration(algo: str) -> codream.Config:
     """A run of a few seconds."""
+    common: dict[str, Any] = {
+        "num_envs": 2,
+        "total_steps": STEPS,
+        "checkpoint_every": EVERY,
+        "log_every": 20,
+        "env_time_limit": 10.0,
+    }
+    if algo == "wm_rnd":  # PPO with curiosity
+        base = codream.preset("ippo")
+        ppo = dataclasses.replace(base.ppo, units=16, layers=1, rollout=8, epochs=1, minibatches=2)
+        curiosity = dataclasses.replace(base.curiosity, kind="rnd", sharing="hybrid", units=8, layers=1, features=4)
+        return dataclasses.replace(base, ppo=ppo, curiosity=curiosity, **common)
     base = codream.preset("small")
     sizes = {"hidden": 16, "heads": 2, "units": 16, "encoder_layers": 1, "head_layers": 1, "team_hidden": 16}
     sizes |= {"team_heads": 2, "reward_bins": 15, "change_bins": 11, "batch": 4, "length": 8}
     agents = {"units": 16, "context": 4, "horizon": 3, "starts": 4, "value_bins": 15}
     return dataclasses.replace(
         base,
-        num_envs=2,
-        total_steps=STEPS,
         warmup=40,
-        checkpoint_every=EVERY,
-        log_every=20,
         world_model_every=10,
         agents_every=10,
-        env_time_limit=2.0,
         world_model=dataclasses.replace(base.world_model, **sizes),
         agents=dataclasses.replace(base.agents, **agents),
         replay=dataclasses.replace(base.replay, capacity=200),
+        **common,
     )
 
 
@@ -193,7 +202,7 @@ def tell_phases() -> None:
     saving.checkpoints.write, trainer._draw = writing, drawing
 
 
-def work(driver: str, path: Path, *, fresh: bool = False, broken: str = "", jumps: bool = False) -> int:
+def work(driver: str, algo: str, path: Path, *, fresh: bool = False, broken: str = "", jumps: bool = False) -> int:
     """Train the run in `path`, or go on with it. Returns the exit status that `codream train` would have."""
     import jax
 
@@ -211,7 +220,7 @@ def work(driver: str, path: Path, *, fresh: bool = False, broken: str = "", jump
     options: dict[str, Any] = {"resume": resume} if resume else {"name": path.name, "root": path.parent}
 
     def train(*_: Any, **__: Any) -> Any:
-        codream.train(configuration(), env=env, progress=False, **options)
+        codream.train(configuration(algo), env=env, progress=False, **options)
         raise SystemExit(0)
 
     cli.train = train
@@ -246,22 +255,31 @@ def in_child(function: Callable[[], int], log: Path) -> Any:
 
 
 class Chaos:
-    def __init__(self, driver: str, rng: random.Random, root: Path):
+    def __init__(self, driver: str, algos: list[str], rng: random.Random, root: Path):
         self.driver, self.rng, self.root = driver, rng, root
         self.log = root / "log.txt"
         self.tried: collections.Counter[str] = collections.Counter()
         self.survived: collections.Counter[str] = collections.Counter()
         self.number = 0
-        self.reference = root / "reference"
-        for _ in range(2):
-            self.delete(self.reference)
-            began = time.monotonic()
-            assert self.status(self.start(self.reference)) == 0, self.log.read_text()
-        self.duration = time.monotonic() - began  # with everything compiled
-        print(f"{driver}: an uninterrupted run takes {self.duration:.1f} s", flush=True)
+        self.algo, self.algos, self.durations = "", algos, {}
+        for self.algo in algos:
+            for _ in range(1 if self.complete(self.reference) >= STEPS else 2):
+                self.delete(self.reference)
+                began = time.monotonic()
+                assert self.status(self.start(self.reference), 3_600) == 0, self.log.read_text()
+            self.durations[self.algo] = time.monotonic() - began  # with everything compiled
+            print(f"{driver}, {self.algo}: an uninterrupted run takes {self.durations[self.algo]:.1f} s", flush=True)
+
+    @property
+    def reference(self) -> Path:
+        return self.root / f"reference-{self.algo}"
+
+    @property
+    def duration(self) -> float:
+        return self.durations[self.algo]
 
     def start(self, path: Path, **options: Any) -> Any:
-        return in_child(lambda: work(self.driver, path, **options), self.log)
+        return in_child(lambda: work(self.driver, self.algo, path, **options), self.log)
 
     def status(self, child: Any, within: float = 600.0) -> int | None:
         child.join(within)
@@ -271,7 +289,10 @@ class Chaos:
         shutil.rmtree(path, ignore_errors=True)
 
     def new(self) -> Path:
+        """The folder of another run; every third one is of the last algorithm."""
         self.number += 1
+        self.algo = self.algos[-1 if self.number % 3 == 0 else 0]
+        self.delete(self.root / f"run-{self.number}")
         return self.root / f"run-{self.number}"
 
     def complete(self, path: Path) -> int:
@@ -519,23 +540,27 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100, help="kill -9, over both drivers")
     parser.add_argument("--each", type=int, default=4, help="times of every other fault in each driver")
     parser.add_argument("--driver", choices=("host", "graph"))
+    parser.add_argument("--algos", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--root", type=Path, help="folder that keeps what was compiled, and the reference runs")
     parser.add_argument("--out", type=Path, help="JSON file of the counts, added to if it exists")
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would pass on that it is ignored
     drivers = [args.driver] if args.driver else ["host", "graph"]
     results: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     for driver in drivers:
-        root = Path(tempfile.mkdtemp(prefix=f"chaos-{driver}-"))
-        chaos = Chaos(driver, random.Random(args.seed), root)
+        root = args.root / driver if args.root else Path(tempfile.mkdtemp(prefix=f"chaos-{driver}-"))
+        root.mkdir(parents=True, exist_ok=True)
+        chaos = Chaos(driver, args.algos, random.Random(args.seed), root)
         try:
             chaos.everything(args.kills // len(drivers), args.each)
-        finally:
+        finally:  # also of what was cut off
             tried, survived = (collections.Counter(x) for x in results.get(driver, ({}, {})))
             results[driver] = (dict(tried + chaos.tried), dict(survived + chaos.survived))
             if args.out:
                 args.out.write_text(json.dumps(results, indent=1))
-        shutil.rmtree(root, ignore_errors=True)
+        if not args.root:
+            shutil.rmtree(root, ignore_errors=True)
     print(table(results))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,13 +51,16 @@ def tiny_config(**changes: Any) -> Config:
 
 class Toy:
     """A parallel environment of two sides: `cat_0` is paid for moving like `mouse_0`. Episodes last `length`
-    steps; with `uneven`, 3 to 9, as the seed wants it. Raises at the step `broken_at` of any episode."""
+    steps; with `uneven`, 3 to 9, as the seed wants it. Raises at the step `broken_at` of any episode, sleeps at the
+    step `hangs_at`."""
 
     metadata: ClassVar[dict[str, Any]] = {"name": "toy"}
     possible_agents: ClassVar[list[str]] = ["cat_0", "mouse_0"]
 
-    def __init__(self, length: int = 6, uneven: bool = False, broken_at: int | None = None):
-        self.length, self.uneven, self.broken_at = length, uneven, broken_at
+    def __init__(
+        self, length: int = 6, uneven: bool = False, broken_at: int | None = None, hangs_at: int | None = None
+    ):
+        self.length, self.uneven, self.broken_at, self.hangs_at = length, uneven, broken_at, hangs_at
         self.agents: list[str] = []
 
     @property
@@ -84,6 +88,8 @@ class Toy:
         self.left -= 1
         if self.taken == self.broken_at:
             raise ZeroDivisionError("the cat is out of the bag")
+        if self.taken == self.hangs_at:
+            time.sleep(1e6)
         same = float(actions["cat_0"] == actions["mouse_0"])
         everyone, over = list(self.agents), self.left == 0
         obs = self._observe()
@@ -117,6 +123,31 @@ def toy_config(**changes: Any) -> Config:
             "agents_every": 10,
             **changes,
         }
+    )
+
+
+def ppo_config(**changes: Any) -> Config:
+    """Independent PPO, tiny, on 2 copies of `Toy`: what compiles fastest."""
+    base = preset("ippo")
+    config = dataclasses.replace(
+        base,
+        num_envs=2,
+        total_steps=144,
+        checkpoint_every=48,
+        log_every=24,
+        ppo=dataclasses.replace(base.ppo, units=8, layers=1, rollout=8, epochs=1, minibatches=2),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def wm_rnd_config(**changes: Any) -> Config:
+    """`ppo_config` with a world model and self-projection, as small."""
+    base = preset("wm_rnd")
+    tiny = {"groups": 2, "classes": 4, "hidden": 8, "units": 8, "encoder_layers": 1, "team_hidden": 8}
+    model = dataclasses.replace(base.world_model, **tiny, heads=2, team_heads=2, batch=2, length=4)
+    projection = dataclasses.replace(base.projection, imagination_steps=2, starts=4)
+    return ppo_config(
+        algo="wm_rnd", preset="wm_rnd", world_model_every=8.0, world_model=model, projection=projection, **changes
     )
 
 

@@ -22,8 +22,10 @@ from codream.training import driver_for
 __all__ = ["Agents", "Player", "load"]
 
 
-def load(run: str | Path | Run, *, checkpoint: int | None = None, env: Any = None, root: str | Path = "runs") -> Agents:
-    """The agents of a run, as its latest checkpoint (or the one at step `checkpoint`) has them.
+def load(
+    run: str | Path | Run, *, checkpoint: int | str | None = None, env: Any = None, root: str | Path = "runs"
+) -> Agents:
+    """The agents of a run, as its latest checkpoint (or the one at step `checkpoint`, or the `best`) has them.
 
     `env`: the environment, where the run was trained on one given as an object.
     Raises RunError if there is no such run, CheckpointError if its checkpoint is missing, damaged or of

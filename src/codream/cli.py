@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -78,8 +78,8 @@ class Evaluate:
     """Take the most probable action instead of a sampled one."""
     against: tuple[str, ...] | None = None
     """Opponents: names of references (random, still, chase, flee), and run folders. Unset: all references."""
-    checkpoint: int | None = None
-    """Evaluate the checkpoint at this step instead of the latest."""
+    checkpoint: int | Literal["best"] | None = None
+    """Evaluate the checkpoint at this step, or the best in cross-play (see --checkpoints-best), instead of the latest."""
     json: Path | None = None
     """File to write the result to."""
     root: str = "runs"
@@ -136,8 +136,8 @@ class Watch:
     """Which episodes."""
     fps: float = 4.0
     """Steps per second."""
-    checkpoint: int | None = None
-    """Of the checkpoint at this step instead of the latest."""
+    checkpoint: int | Literal["best"] | None = None
+    """Of the checkpoint at this step, or the best in cross-play, instead of the latest."""
     root: str = "runs"
     """Folder of all runs."""
 

@@ -151,7 +151,7 @@ def evaluate(
     seeds: int = 1,
     greedy: bool = False,
     against: Sequence[str | Path] | None = None,
-    checkpoint: int | None = None,
+    checkpoint: int | str | None = None,
     env: Any = None,
     progress: bool = True,
 ) -> CrossPlay:
@@ -160,7 +160,7 @@ def evaluate(
     `episodes` are played for each of `seeds` seeds in every pairing. `greedy`: the most probable action
     instead of a sampled one (the references and other runs too). `against`: names of references (`random`,
     `still`, `chase`, `flee`, where a side has them) and run folders; all references if not given. With three
-    or more sides, all others are replaced at once. `checkpoint`: of the run, by its step. `env`: the
+    or more sides, all others are replaced at once. `checkpoint`: of the run, by its step or `best`. `env`: the
     environment as an object, where the run was trained on one.
 
     Raises ConfigError for an opponent that is neither a reference nor a run, or a run of another environment.

@@ -90,8 +90,10 @@ class Live:
 
     def _try(self, write: Callable[[_Events], None], purge: int | None = None) -> None:
         try:
-            # A removed folder takes its open files along, without an error.
-            if self._events is None or not self._events.file.exists():
+            if self._events is not None and not self._events.file.exists():  # the folder was removed
+                self._events.close()
+                self._events = None
+            if self._events is None:
                 self._events = _Events(self._folder, purge)
             write(self._events)
             self._broken = False

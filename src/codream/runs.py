@@ -166,9 +166,12 @@ class Run:
     def about(self) -> dict[str, Any]:
         """Versions, device and environment, from run.json."""
         try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as err:
-            raise RunError(f"{self.path / 'run.json'} cannot be read: {err}") from err
+            about = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            if not isinstance(about, dict) or not isinstance(about["environment"]["by_object"], bool):
+                raise ValueError("expected an object that tells of the environment")
+            return about
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
+            raise RunError(f"{self.path / 'run.json'} cannot be read: {type(err).__name__}: {err}") from err
 
     def metrics(self) -> list[dict[str, float]]:
         """All lines of metrics.jsonl. A last line that was cut off in writing is left out; RunError for any other that
@@ -177,11 +180,16 @@ class Run:
             lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
         except FileNotFoundError:
             return []
+        except (OSError, ValueError) as err:
+            raise RunError(f"{self.path / 'metrics.jsonl'} cannot be read: {err}") from err
         found = []
         for number, line in enumerate(lines[:-1], 1):
             try:
-                found.append(dict(json.loads(line)))
-            except (ValueError, TypeError) as err:
+                values = json.loads(line)
+                if not isinstance(values, dict) or not isinstance(values.get("steps"), int | float):
+                    raise ValueError("expected an object with its steps")
+                found.append(values)
+            except (ValueError, RecursionError) as err:
                 raise RunError(
                     f"line {number} of {self.path / 'metrics.jsonl'} cannot be read ({err}); remove it to go on"
                 ) from err

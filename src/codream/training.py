@@ -103,11 +103,11 @@ class HostDriver:
     def start(self, key: PRNGKeyArray) -> Runner:
         init_key, env_key, key = jax.random.split(key, 3)
         state, memory, returns = _compiled_start(init_key, self.spec, self.config)
-        seeds = self._seeds(jax.random.split(env_key, self.config.num_envs))
+        seeds = np.asarray(self._seeds(jax.random.split(env_key, self.config.num_envs)))
         with self._limit(f"reset of {self.spec.name}"):
-            here = jax.tree.map(jnp.asarray, self.env.reset(np.asarray(seeds)))
+            here = self.env.reset(seeds)
         self._resting = False
-        return Runner(state, memory, here, None, returns, key)
+        return Runner(state, memory, jax.tree.map(jnp.asarray, here), None, returns, key)
 
     def advance(self, runner: Runner) -> tuple[Runner, Metrics]:
         """One step of all copies, and the updates it buys. `runner` is used up.

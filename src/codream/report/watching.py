@@ -35,7 +35,7 @@ def watch(
     greedy: bool = False,
     seed: int = 0,
     fps: float = FPS,
-    checkpoint: int | None = None,
+    checkpoint: int | str | None = None,
     env: Any = None,
     root: str | Path = "runs",
     progress: bool = True,
