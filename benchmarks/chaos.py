@@ -31,14 +31,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import orbax.checkpoint  # noqa: F401  (what every trial would import otherwise)
+import tensorboardX  # noqa: F401
 from gymnasium import spaces
 
 import codream
+import codream.envs.pettingzoo
 from codream import checkpoint, cli, saving, trainer
 from codream.envs import EnvSpec, TimeStep
 from codream.training import GraphDriver, HostDriver
 
-STEPS, EVERY = 480, 40
+STEPS, EVERY = 240, 40
 ALGORITHMS = ("wm_rnd", "matwm")
 PHASES = ("starting", "compiling", "training", "writing a checkpoint", "drawing the report")
 START, COMPILE, TRAIN, WRITE, REPORT = range(5)
@@ -261,14 +264,15 @@ class Chaos:
         self.tried: collections.Counter[str] = collections.Counter()
         self.survived: collections.Counter[str] = collections.Counter()
         self.number = 0
+        self.keep: Callable[[], None] = lambda: None
         self.algo, self.algos, self.durations = "", algos, {}
         for self.algo in algos:
             for _ in range(1 if self.complete(self.reference) >= STEPS else 2):
                 self.delete(self.reference)
                 began = time.monotonic()
                 assert self.status(self.start(self.reference), 3_600) == 0, self.log.read_text()
-            self.durations[self.algo] = time.monotonic() - began  # with everything compiled
-            print(f"{driver}, {self.algo}: an uninterrupted run takes {self.durations[self.algo]:.1f} s", flush=True)
+            self.durations[self.algo] = seconds = time.monotonic() - began  # with everything compiled
+            print(f"{driver}, {self.algo}: an uninterrupted run takes {seconds:.1f} s", flush=True)
 
     @property
     def reference(self) -> Path:
@@ -346,6 +350,7 @@ class Chaos:
     def count(self, what: str, good: bool, times: int = 1) -> None:
         self.tried[what] += times
         self.survived[what] += times if good else 0
+        self.keep()
         print(f"{self.driver}: {what}: {'survived' if good else 'LOST'}", flush=True)
 
     # ---------------------------------------------------------------------------------- kinds
@@ -552,13 +557,16 @@ def main() -> None:
         root = args.root / driver if args.root else Path(tempfile.mkdtemp(prefix=f"chaos-{driver}-"))
         root.mkdir(parents=True, exist_ok=True)
         chaos = Chaos(driver, args.algos, random.Random(args.seed), root)
-        try:
-            chaos.everything(args.kills // len(drivers), args.each)
-        finally:  # also of what was cut off
-            tried, survived = (collections.Counter(x) for x in results.get(driver, ({}, {})))
-            results[driver] = (dict(tried + chaos.tried), dict(survived + chaos.survived))
+        if driver in results:
+            chaos.tried, chaos.survived = map(collections.Counter, results[driver])
+
+        def keep(chaos: Chaos = chaos) -> None:
+            results[chaos.driver] = (dict(chaos.tried), dict(chaos.survived))
             if args.out:
                 args.out.write_text(json.dumps(results, indent=1))
+
+        chaos.keep = keep
+        chaos.everything(args.kills // len(drivers), args.each)
         if not args.root:
             shutil.rmtree(root, ignore_errors=True)
     print(table(results))

@@ -1,6 +1,5 @@
 """What is not finite is named where it appears, and a run goes back if it is told to."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +188,3 @@ def test_the_same_seed_gives_the_same_run_to_the_last_bit(runs: Path) -> None:
     config = ppo_config(env="jaxmarl:coin_game", total_steps=64, checkpoint_every=64)
     one, other = (train(config, env=env, name=f"health-{i}", root=runs, progress=False) for i in (1, 2))
     assert_same(arrays(one), arrays(other))
-    config = dataclasses.replace(config, seed=1)
-    different = arrays(train(config, env=env, name="health-3", root=runs, progress=False))
-    assert any((value != different[place]).any() for place, value in arrays(one).items() if "actor" in place)

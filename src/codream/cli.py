@@ -79,7 +79,7 @@ class Evaluate:
     against: tuple[str, ...] | None = None
     """Opponents: names of references (random, still, chase, flee), and run folders. Unset: all references."""
     checkpoint: int | Literal["best"] | None = None
-    """Evaluate the checkpoint at this step, or the best in cross-play (see --checkpoints-best), instead of the latest."""
+    """Evaluate the checkpoint at this step, or the best one (see --checkpoints-best), instead of the latest."""
     json: Path | None = None
     """File to write the result to."""
     root: str = "runs"

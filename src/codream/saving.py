@@ -85,6 +85,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._steps = -1  # of the latest one that was begun
+        self._written = -1  # of the latest one that was written
         self.measured: dict[str, float] = {}  # to be logged
         self.count, self.stalled = 0, 0.0
 
@@ -111,6 +112,7 @@ class Saver:
             self._metrics.sync()
             checkpoints.write(arrays, self._run.checkpoints, config=config, spec=self._spec, steps=steps, **extra)
             checkpoints.prune(self._run.checkpoints, config)
+            self._written = steps
             self.measured["checkpoint/write_seconds"] = round(time.monotonic() - began, 4)
         except Exception as err:  # kept for the training thread
             self._error = err
@@ -129,11 +131,12 @@ class Saver:
         self._error = None
         return False
 
-    def finish(self) -> None:
-        """Wait for the last checkpoint. Raises CheckpointError where it, or metrics, could not be written."""
-        wrote, logged = self.wait(), self._metrics.flush()
-        if not (wrote and logged):
-            what = "the last lines of metrics.jsonl" if wrote else f"the last checkpoint, of step {self._steps},"
+    def finish(self, steps: int) -> None:
+        """Wait for the last checkpoint, of `steps`. CheckpointError where it, or metrics, could not be written."""
+        self.wait()
+        wrote = self._written == steps
+        if not (self._metrics.flush() and wrote):
+            what = "the last lines of metrics.jsonl" if wrote else f"the last checkpoint, of step {steps},"
             every = checkpoints.saved(self._run.checkpoints)
             raise CheckpointError(
                 f"training is done, but {what} could not be written. Make room, and go on from "

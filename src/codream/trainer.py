@@ -256,7 +256,7 @@ class _Loop:
                     break
                 except TrainingDiverged as err:
                     runner = self._rolled_back(err)
-            self.saver.finish()
+            self.saver.finish(self.steps)
         except EnvironmentFailure as err:
             raise EnvironmentFailure(
                 f"{err}\nThis was after step {self.steps} of the run. {self._how_to_go_on()}"
@@ -383,6 +383,7 @@ class _Loop:
         # Another key: with the same one the same would happen.
         runner = eqx.tree_at(lambda r: r.key, runner, jax.random.fold_in(runner.key, self.rollbacks))
         self._from(runner)
+        checkpoints.set_aside(self.run.checkpoints, self.steps)
         self.run.rewind(self.config, self.steps)
         self.live.rewind(self.steps)
         self.bar.warn(

@@ -118,12 +118,27 @@ def _runs(entries: Sequence[Entry]) -> str:
 # ------------------------------------------------------------------------------------------ curves
 
 
+_FREE = (
+    "seed",
+    "total_steps",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "checkpoints_nth",
+    "checkpoints_best",
+    "checkpoints_best_episodes",
+    "log_every",
+    "on_nan",
+    "rollbacks",
+    "env_time_limit",
+)
+
+
 def methods(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Runs that differ in nothing but the seed, under a name of their own."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         config = dataclasses.asdict(entry.run.config)
-        for free in ("seed", "total_steps", "checkpoint_every", "checkpoints_kept", "log_every"):
+        for free in _FREE:
             config.pop(free)
         groups.setdefault(json.dumps(config, sort_keys=True), []).append(entry)
     named: dict[str, list[Entry]] = {}

@@ -1,0 +1,40 @@
+"""A program for tests/test_devices.py: the first updates of a learner, on whatever device JAX finds, written to a file.
+
+python tests/first_updates.py matwm|wm_rnd OUT.npz
+"""
+
+import sys
+
+import equinox as eqx
+import jax
+import numpy as np
+from helpers import tiny_config, wm_rnd_config
+
+from codream import make_env
+from codream.training import GraphDriver
+
+LR = 1e-3
+"""Learning rate of every optimiser."""
+UPDATES = 2
+"""Of each part, at most."""
+
+
+def main(algo: str, out: str) -> None:
+    env = make_env("jaxmarl:coin_game")
+    config = wm_rnd_config(num_envs=2)
+    if algo == "matwm":
+        config = tiny_config(num_envs=2, warmup=0, world_model_every=64.0, agents_every=64.0)
+    config = config.resolve(env.spec)
+    driver = GraphDriver(env, config, chunk=8 if algo == "wm_rnd" else 72)
+    runner, metrics = driver.advance(driver.start(jax.random.key(0)))
+    found = {f"metrics {name}": np.asarray(total) for name, (total, count) in metrics.items() if count > 0}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(runner.state, eqx.is_inexact_array)):
+        place = jax.tree_util.keystr(path)
+        if "optimiser" not in place:
+            found[f"state {place}"] = np.asarray(leaf)
+    print(jax.devices()[0].platform, sum(name.startswith("metrics") for name in found))
+    np.savez(out, **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
