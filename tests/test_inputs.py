@@ -216,10 +216,11 @@ class Any_:
         return spaces.Discrete(self.actions[self.possible_agents.index(agent)])
 
     def _look(self) -> dict[str, Any]:
-        return {
-            agent: np.full(size, magnitude if dtype.startswith("float") else 1).astype(dtype)
-            for agent, (dtype, size, magnitude) in zip(self.possible_agents, self.seen, strict=True)
-        }
+        with np.errstate(over="ignore"):
+            return {
+                agent: np.full(size, magnitude if dtype.startswith("float") else 1).astype(dtype)
+                for agent, (dtype, size, magnitude) in zip(self.possible_agents, self.seen, strict=True)
+            }
 
     def reset(self, seed: int | None = None, options: Any = None) -> tuple[dict, dict]:
         del seed, options
