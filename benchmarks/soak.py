@@ -55,11 +55,28 @@ def size(path: Path) -> int:
     return total
 
 
-def soak(driver: str, minutes: float, out: Path) -> None:
+def configuration(driver: str, tiny: bool) -> codream.Config:
+    base = dataclasses.replace(codream.preset("small"), env=ENVS[driver], total_steps=2**31 - 1, checkpoint_every=1_000)
+    if not tiny:
+        return base
+    sizes = {"hidden": 16, "heads": 2, "units": 16, "encoder_layers": 1, "head_layers": 1, "team_hidden": 16}
+    sizes |= {"team_heads": 2, "reward_bins": 15, "change_bins": 11, "batch": 4, "length": 8}
+    agents = {"units": 16, "context": 4, "horizon": 3, "starts": 4, "value_bins": 15}
+    return dataclasses.replace(
+        base,
+        world_model_every=16,
+        agents_every=50,
+        log_every=200,
+        world_model=dataclasses.replace(base.world_model, **sizes),
+        agents=dataclasses.replace(base.agents, **agents),
+        replay=dataclasses.replace(base.replay, capacity=5_000),
+    )
+
+
+def soak(driver: str, minutes: float, tiny: bool, out: Path) -> None:
     """Train for `minutes`, and write the samples to `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.replace(codream.preset("small"), env=ENVS[driver], total_steps=2**31 - 1)
-    config = dataclasses.replace(config, checkpoint_every=1_000)
+    config = configuration(driver, tiny)
     root = Path(tempfile.mkdtemp(prefix="soak-"))
     run = root / "run"
     began = time.monotonic()
@@ -171,10 +188,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--driver", choices=list(ENVS))
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--tiny", action="store_true", help="tiny networks: many more steps, lines and checkpoints")
     parser.add_argument("--out", type=Path, default=Path("soak"))
     args = parser.parse_args()
     if args.driver:
-        soak(args.driver, args.minutes, args.out)
+        soak(args.driver, args.minutes, args.tiny, args.out)
         return
     text = table(args.out)
     print(text)

@@ -28,7 +28,7 @@ from codream.progress import Bar, clock
 from codream.runs import Run, device, environment_version
 from codream.social import Outcomes, Social
 
-__all__ = ["CrossPlay", "Row", "as_host", "evaluate", "play"]
+__all__ = ["CrossPlay", "Row", "as_host", "evaluate", "play", "stage"]
 
 MOST_COPIES = 100  # of the environment, played together
 
@@ -175,7 +175,7 @@ def evaluate(
     opponents = _opponents(spec, against, greedy, env)
     line_ups = _line_ups(spec, agents.player(greedy=greedy), opponents)
     copies = min(episodes, MOST_COPIES)
-    host = as_host(agents.make_env(copies), copies)
+    host = stage(agents, copies)
     rows = []
     outcomes = Outcomes(spec.agents, copies) if len(spec.sides) == 1 else None
     with Bar("evaluate", len(line_ups) * seeds * episodes, unit="episodes", show=progress) as bar:
@@ -326,6 +326,19 @@ def _fresh(player: Any) -> Any:
 def as_host(env: HostEnv | GraphEnv, copies: int) -> HostEnv:
     """A host environment as it is, an in-graph one as `copies` of it behind the same interface."""
     return env if isinstance(env, HostEnv) else GraphCopies(env, copies)
+
+
+def stage(agents: Agents, copies: int) -> HostEnv:
+    """Copies of the agents' environment behind the interface of a host environment. An in-graph one is kept with them:
+    what is compiled for it stays in memory."""
+    name = f"stage of {copies}"
+    if name in agents.compiled:
+        return agents.compiled[name]
+    env = agents.make_env(copies)
+    host = as_host(env, copies)
+    if host is not env:
+        agents.compiled[name] = host
+    return host
 
 
 class GraphCopies:

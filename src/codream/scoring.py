@@ -39,16 +39,17 @@ class Scorer:
                 f"{', '.join(('self', *known))}; got {config.checkpoints_best}"
             )
         self._opponents = {side: references[side][opponent] for side in others} if opponent != "self" else {}
-        self._agents: Agents | None = None  # kept, for what was compiled for it
+        self._agents: Agents | None = None  # kept, as is the environment, for what was compiled for it
+        self._env: Any = None
 
     def __call__(self, state: Any, steps: int) -> float:
         if self._agents is None:
             self._agents = Agents(state, self._config, steps=steps, env=None, make=self._make, name="so far")
         agents, episodes = self._agents, self._config.checkpoints_best_episodes
         agents.state, agents.steps = state.for_acting(), steps
-        copies = min(episodes, MOST_COPIES)
-        env = as_host(self._make(copies), copies)
+        if self._env is None:
+            copies = min(episodes, MOST_COPIES)
+            self._env = as_host(self._make(copies), copies)
         players = dict.fromkeys(agents.spec.sides, agents.player()) | self._opponents
-        returns = play(env, players, episodes, seed=self._config.seed)
-        env.close()
+        returns = play(self._env, players, episodes, seed=self._config.seed)
         return float(np.mean(returns[:, list(agents.spec.sides[self._side])]))

@@ -9,7 +9,7 @@ from typing import Any
 
 from codream.agents import Agents
 from codream.config import Config
-from codream.evaluation import as_host, evaluate
+from codream.evaluation import evaluate, stage
 from codream.live import Live
 from codream.model_quality import record
 from codream.report.film import film
@@ -50,7 +50,7 @@ class Peek:
         agents.state, agents.steps = state.for_acting(), steps
         result = evaluate(agents, episodes=EPISODES, progress=False)
         table = standing_markdown({"cross_play": dataclasses.asdict(result) | {"conditions": result.conditions()}})
-        env = as_host(agents.make_env(1), 1)
+        env = stage(agents, 1)
         played = record(env, agents.player(), 1, seed=1, limit=LIMIT)
         env.close()
         scenes = scenes_of(agents, played, [("so far", 0)])
