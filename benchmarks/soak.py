@@ -7,7 +7,7 @@
 Trains preset `small` on simple_tag (host: mpe2's, graph: JaxMARL's) as `codream train` does, with looks at the run for
 TensorBoard, and with a checkpoint every 1,000 steps, until the time is over; then sends itself SIGTERM. Twice a minute:
 resident memory, bytes of all live arrays on the device, sizes of the run's files. What compiling takes at the start is
-left out: the first sixth of the time.
+left out: the first sixth of the time, and the first tenth of the steps.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import json
 import os
 import signal
 import tempfile
@@ -42,6 +43,16 @@ def device() -> int:
     """Bytes in use on the device; on the CPU, which does not tell, those of all live arrays."""
     stats = jax.devices()[0].memory_stats()
     return stats["bytes_in_use"] if stats else sum(x.nbytes for x in jax.live_arrays())
+
+
+def steps_of(file: Path) -> int:
+    """Steps in the last whole line; without reading the others, which would take memory of its own."""
+    if not file.exists():
+        return 0
+    with file.open("rb") as opened:
+        opened.seek(max(0, opened.seek(0, os.SEEK_END) - 20_000))
+        lines = opened.read().split(b"\n")[:-1]
+    return int(json.loads(lines[-1])["steps"]) if lines else 0
 
 
 def size(path: Path) -> int:
@@ -86,8 +97,7 @@ def soak(driver: str, minutes: float, tiny: bool, out: Path) -> None:
             rows = csv.writer(file)
             rows.writerow(COLUMNS)
             while (now := time.monotonic() - began) < 60 * minutes:
-                metrics = codream.Run(run).metrics()
-                steps = int(metrics[-1]["steps"]) if metrics else 0
+                steps = steps_of(run / "metrics.jsonl")
                 sizes = [size(run / name) for name in ("metrics.jsonl", "tensorboard", "checkpoints")]
                 rows.writerow([round(now, 1), steps, resident(), device(), *sizes])
                 file.flush()
@@ -126,9 +136,9 @@ def table(out: Path) -> str:
         data = np.genfromtxt(out / f"soak-{driver}.csv", delimiter=",", names=True)
         log = np.load(out / f"soak-{driver}.npz")
         whole = data["seconds"][-1]
-        late = data["seconds"] > whole / 6
+        late = (data["seconds"] > whole / 6) & (data["steps"] > data["steps"].max() / 10)
         seconds, steps = data["seconds"][late], data["steps"][late]
-        logged = log["seconds"] > whole / 6
+        logged = (log["seconds"] > whole / 6) & (log["steps"] > data["steps"].max() / 10)
         ms, at = log["step_ms"][logged], log["seconds"][logged]
         thirds = np.array_split(ms, 3)
         lines = np.searchsorted(log["steps"], steps, side="right")
