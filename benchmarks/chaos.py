@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import json
 import multiprocessing as mp
@@ -424,7 +425,7 @@ class Chaos:
     def full_disk(self, lasting: bool) -> None:
         disk = self.root / "disk"
         disk.mkdir(exist_ok=True)
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk], capture_output=True).returncode:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], capture_output=True).returncode:
             print("no tmpfs may be mounted here: a full disk is not tried", flush=True)
             return
         try:
@@ -434,13 +435,10 @@ class Chaos:
             self.wait_for(child, TRAIN)
             child.join(self.rng.uniform(0, self.duration / 3))
             filler = disk / "filler"
-            with filler.open("wb") as file:
-                try:
-                    while True:
-                        file.write(b"x" * 4096)
-                        file.flush()
-                except OSError:
-                    pass
+            with contextlib.suppress(OSError), filler.open("wb") as file:
+                while True:
+                    file.write(b"x" * 4096)
+                    file.flush()
             if lasting:
                 status = self.status(child)
                 good = status == 2 or (status == 0 and self.complete(path) >= STEPS)
