@@ -128,9 +128,8 @@ def test_failures_while_running(
 def test_a_damaged_checkpoint(host_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = copy_until(host_run, 400, tmp_path / "run")
     (run.checkpoints / "400" / "manifest.json").write_text("{}")
-    for args in (["evaluate", str(run.path)], ["train", "--resume", str(run.path), "--total-steps", "500"]):
-        assert cli.main(args) == 2
-        assert f"codream train --resume {run.path} --checkpoint 200" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(run.path)]) == 2
+    assert f"codream train --resume {run.path} --checkpoint 200" in capsys.readouterr().err
 
 
 def test_presets_and_runs_decide_the_defaults(host_run: Run) -> None:
