@@ -26,6 +26,10 @@ class Linear(eqx.Module):
     weight: Float[Array, "out in"]
     bias: Float[Array, " out"]
 
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
     def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
         return x @ self.weight.T + self.bias
 
