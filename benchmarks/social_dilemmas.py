@@ -192,8 +192,8 @@ def train(game: str, variant: str, args: argparse.Namespace, seconds: float | No
         if before < args.steps <= steps:
             found["steps"] = {"steps": steps, "seconds": spent, "judged": judge()}
             print(f"{game} {variant}: {steps:,} steps of {args.seeds} seeds in {spent:.0f} s", flush=True)
-    if seconds is not None:
-        found["seconds"] = {"steps": steps, "seconds": spent, "judged": judge()}
+    # wm_rnd, which is given no seconds, says how many there are.
+    found["seconds"] = found["steps"] if seconds is None else {"steps": steps, "seconds": spent, "judged": judge()}
     return {**found, "curve": curve}
 
 
