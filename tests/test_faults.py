@@ -177,6 +177,8 @@ def test_metrics_wait_for_room(tmp_path: Path) -> None:
     assert [line["steps"] for line in Run(tmp_path).metrics()] == [1, 2, 3, 4]
 
 
+# TensorStore tells of further failed writes after Orbax has closed its event loop.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_stops_nothing(
     whole: Run, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
