@@ -18,6 +18,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "checkpoint_every": (1, None),
     "checkpoints_kept": (1, None),
     "log_every": (1, None),
+    "devices": (1, 65_536),
     "world_model.groups": (1, 1024),
     "world_model.classes": (2, 1024),
     "world_model.unimix": (0, 1),

@@ -15,6 +15,7 @@ from codream import checkpoint as checkpoints
 from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv
 from codream.live import Live, WandbMode, live_table
+from codream.mesh import placed
 from codream.metrics import Metrics, add_metrics
 from codream.presets import preset
 from codream.progress import Bar
@@ -32,6 +33,7 @@ CHANGEABLE = (
     "checkpoint_every",
     "checkpoints_kept",
     "log_every",
+    "devices",
     "world_model.lr",
     "world_model.outcome_lr",
     "agents.lr",
@@ -212,6 +214,7 @@ class _Loop:
             self.bar.say("compiling: the first steps take up to a minute (less when done before)")
             if runner is None:
                 runner = self.driver.start(jax.random.key(self.config.seed))
+            runner = placed(runner, self.config.devices)
             self.steps = self.logged = self.saved = int(runner.state.steps)
             self._steps(runner)
         except EnvironmentFailure as err:
