@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from tiny import SPEC, tiny
@@ -71,12 +70,14 @@ def found() -> dict:
 
 @pytest.mark.slow
 def test_sharded_equals_unsharded(found: dict) -> None:
-    """All losses and norms of gradients. Adam's first step is a sign, so what has a gradient of nothing but rounding
-    moves either way: in the second update there is more between them."""
+    """All losses and norms of gradients. Adam's first step is a sign, so weights whose gradient is nothing but rounding
+    move either way, and then some imagined samples differ: agents agree less closely than the model."""
     assert found["eight"]["on"] == [8]
-    for update, close in enumerate(({"rtol": 1e-4, "atol": 1e-5}, {"rtol": 1e-3, "atol": 1e-2})):
-        one, eight = (found[name]["losses"][update] for name in ("one", "eight"))
-        jax.tree.map(lambda a, b, close=close: np.testing.assert_allclose(a, b, **close), one, eight)
+    close = {"model": {"rtol": 1e-4, "atol": 1e-5}, "agents": {"rtol": 1e-3, "atol": 1e-2}}
+    for one, eight in zip(found["one"]["losses"], found["eight"]["losses"], strict=True):
+        for part, tolerance in close.items():
+            for name, expected in one[part].items():
+                np.testing.assert_allclose(eight[part][name], expected, err_msg=name, **tolerance)
 
 
 @pytest.mark.slow
