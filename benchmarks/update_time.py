@@ -1,15 +1,20 @@
-"""Time of every part of training, for a preset on this machine.
+"""Time of every part of training beside its floor, for a preset or a middling configuration on this machine.
 
-    python benchmarks/update_time.py [--preset small] [--repeats 5] [--out FILE]
+    python benchmarks/update_time.py [--preset paper] [--sizes middling] [--repeats 5] [--seconds 300] [--out FILE]
 
-Prints the time per world-model update, per update of all agents, per acting step and per environment step with
-everything that it buys; imagined steps per second; operations counted in matrix products, and the share of the
-device's measured matrix rate. Machines are noisy: times are medians, with the fastest beside.
+Prints the time per world-model update, imagination, update of all agents, acting step, and environment step with
+everything that it buys; beside each what the device's measured matrix rate and memory bandwidth allow at best
+(docs/performance.md); imagined steps per second; the largest memory held. `--sizes middling`: the preset with
+hidden 128, 2 layers, 4 heads, latent 16 × 16, world-model batch 16 × 32, 128 starts × 12 steps.
+Machines are noisy: times are medians, with the fastest beside, `--clock cpu` counts the process's own time
+(on one core) instead of the wall's; no part is repeated for longer than its share of `--seconds`.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -21,40 +26,46 @@ import jax
 import numpy as np
 
 import codream
-from codream import matwm
-from codream.flops import count_flops, matrix_rate
+from codream import Config, matwm
+from codream.cost import Cost, update_cost
+from codream.flops import count_flops, matrix_rate, memory_rate
+from codream.runs import device
 from codream.training import driver_for
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
-def timed(function: Callable[..., Any], *args: Any, repeats: int) -> tuple[float, float]:
-    """Median and least seconds of a compiled call."""
+
+def timed(
+    function: Callable[..., Any], *args: Any, repeats: int, seconds: float, clock: Callable[[], float]
+) -> tuple[float, float, float]:
+    """Median and least seconds of a compiled call, and those of the first, which compiles."""
     compiled = eqx.filter_jit(function)
 
     def once() -> float:
-        began = time.perf_counter()
+        began = clock()
         jax.block_until_ready(eqx.filter(compiled(*args), eqx.is_array))
-        return time.perf_counter() - began
+        return clock() - began
 
-    once()
-    times = [once() for _ in range(repeats)]
-    return statistics.median(times), min(times)
+    first = once()
+    times = [once()]
+    while len(times) < repeats and sum(times) < seconds:
+        times.append(once())
+    return statistics.median(times), min(times), first
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="small")
-    parser.add_argument("--env", default="simple_tag")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+def configured(args: argparse.Namespace) -> Config:
+    config = dataclasses.replace(codream.preset(args.preset), precision=args.precision)
+    if args.sizes == "middling":
+        model = dataclasses.replace(config.world_model, hidden=128, layers=2, heads=4, units=128, groups=16, classes=16)
+        model = dataclasses.replace(model, batch=16, length=32, team_hidden=64, team_layers=1, team_heads=4)
+        agents = dataclasses.replace(config.agents, units=128, starts=128, horizon=12)
+        config = dataclasses.replace(config, world_model=model, agents=agents)
+    return config
 
-    config = codream.preset(args.preset)
-    env = codream.make_env(args.env, num_envs=config.num_envs)
-    config = config.resolve(env.spec)
-    driver = driver_for(env, config)
+
+def filled(env: Any, config: Config, driver: Any) -> tuple[Any, float]:
+    """A runner whose replay holds enough of random play for updates, and the seconds of a step of the environment."""
     runner = driver.start(jax.random.key(0))
-
-    # Fill the replay at random until updates are due.
     need = max(config.warmup, 2 * config.world_model.length * config.world_model.batch)
     observe = eqx.filter_jit(lambda step, state: matwm.observe(state, *step), donate="all-except-first")
     state, here, rng = runner.state, runner.here, np.random.default_rng(0)
@@ -63,52 +74,122 @@ def main() -> None:
         there = env.step(actions, rng.integers(2**31 - 1, size=config.num_envs))
         state = observe((here, actions, there), state)
         here = there
-
-    key = jax.random.key(1)
     began = time.perf_counter()
     for _ in range(20):
         env.step(actions, rng.integers(2**31 - 1, size=config.num_envs))
     host = (time.perf_counter() - began) / 20
+    return eqx.tree_at(lambda r: r.state, runner, state), host
 
-    model = lambda state, key: matwm.train_world_model(state, key, config)  # noqa: E731
-    agents = lambda state, key: matwm.train_agents(state, key, config)  # noqa: E731
-    act = lambda state, memory, here, key: matwm.act(state, memory, here, key, config)[0]  # noqa: E731
-    rate = matrix_rate()
-    rows = []
-    for name, function, inputs in (
-        ("world-model update", model, (state, key)),
-        ("update of all agents", agents, (state, key)),
-        ("acting, all copies", act, (state, runner.memory, runner.here, key)),
-    ):
-        median, least = timed(function, *inputs, repeats=args.repeats)
-        rows.append((name, median, least, count_flops(function, *inputs)))
-    (model_time, agents_time, act_time) = (row[1] for row in rows)
-    step_time = (
-        model_time / config.world_model_every + agents_time / config.agents_every + (act_time + host) / config.num_envs
-    )
+
+def floors(env: Any, config: Config, counted: dict[str, int]) -> dict[str, Cost]:
+    """What each part costs at least; where it is not derived, the operations counted."""
+    found = {name: Cost(flops, 0) for name, flops in counted.items()}
+    try:
+        cost = update_cost(env.spec, config)
+    except ValueError:
+        return found
+    imagined = cost["context"] + cost["imagination"]
+    return found | {
+        "world-model update": cost["world model"],
+        "imagination of all agents": imagined,
+        "update of all agents": imagined + cost["actors and critics"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--sizes", choices=("preset", "middling"), default="preset")
+    parser.add_argument("--env", default="simple_tag")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=300, help="about as long in all, compiling apart")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+
+    config = configured(args)
+    env: Any = codream.make_env(args.env, num_envs=config.num_envs)
+    config = config.resolve(env.spec)
+    runner, host = filled(env, config, driver_for(env, config))
+    key = jax.random.key(1)
+    parts: dict[str, tuple[Any, Any]] = {
+        "world-model update": (lambda s, key: matwm.train_world_model(s, key, config), (runner.state, key)),
+        "imagination of all agents": (lambda s, key: matwm.imagine_for_agents(s, key, config), (runner.state, key)),
+        "update of all agents": (lambda s, key: matwm.train_agents(s, key, config), (runner.state, key)),
+        "acting, all copies": (
+            lambda s, m, here, key: matwm.act(s, m, here, key, config)[0],
+            (runner.state, runner.memory, runner.here, key),
+        ),
+    }
+    counted = {name: count_flops(function, *inputs) for name, (function, inputs) in parts.items()}
+    floor = floors(env, config, counted)
+    clock = CLOCKS[args.clock]
+    options = {"repeats": args.repeats, "seconds": args.seconds / len(parts), "clock": clock}
+    rates = [(matrix_rate(dtype=args.precision, clock=clock), memory_rate(clock=clock))]
+    times = {name: timed(function, *inputs, **options) for name, (function, inputs) in parts.items()}
+    rates.append((matrix_rate(dtype=args.precision, clock=clock), memory_rate(clock=clock)))
+    rate, bandwidth = (max(pair) for pair in zip(*rates, strict=True))
+    text = table(args, config, times, floor, (rate, bandwidth), host)
     starts, horizon = config.agents.starts or 0, config.agents.horizon or 0
     imagined = env.spec.num_agents * starts * horizon
-    text = "\n".join(
-        [
-            f"preset {args.preset}, {env.spec.name}, {jax.devices()[0].device_kind}, jax {jax.__version__}; "
-            f"measured float32 matrix rate {rate / 1e9:.0f} GFLOP/s",
-            "",
-            "| part | median ms | least ms | GFLOP | share of the matrix rate |",
-            "|---|---|---|---|---|",
-            *(
-                f"| {name} | {median * 1e3:.1f} | {least * 1e3:.1f} | {flops / 1e9:.2f} | {flops / least / rate:.0%} |"
-                for name, median, least, flops in rows
-            ),
-            f"| environment, {config.num_envs} copies | {host * 1e3:.1f} | | | |",
-            f"| **environment step with all that it buys** | **{step_time * 1e3:.2f}** | | | |",
-            "",
-            f"{imagined:,} imagined steps per update of all agents, {imagined / agents_time:,.0f} a second; "
-            f"{config.total_steps:,} environment steps would take {config.total_steps * step_time / 60:.1f} minutes.",
-        ]
+    step = step_time({name: median for name, (median, _, _) in times.items()}, config, host)
+    text += (
+        f"\n\n{imagined:,} imagined steps per update of all agents, "
+        f"{imagined / times['update of all agents'][0]:,.0f} a second; {config.total_steps:,} environment steps take "
+        f"{config.total_steps * step / 60:.1f} minutes. Largest memory of the process "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB, compiling included{held()}."
     )
     print(text)
     if args.out:
-        args.out.write_text(text + "\n")
+        args.out.write_text(text + "\n", encoding="utf-8")
+
+
+def step_time(seconds: dict[str, float], config: Config, host: float) -> float:
+    """Of one environment step with all that it buys."""
+    updates = (
+        seconds["world-model update"] / config.world_model_every + seconds["update of all agents"] / config.agents_every
+    )
+    return updates + (seconds["acting, all copies"] + host) / config.num_envs
+
+
+def held() -> str:
+    """What an accelerator held at most."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return f", of the device {stats['peak_bytes_in_use'] / 2**30:.2f} GiB" if "peak_bytes_in_use" in stats else ""
+
+
+def table(
+    args: argparse.Namespace,
+    config: Config,
+    times: dict[str, tuple[float, float, float]],
+    floor: dict[str, Cost],
+    rates: tuple[float, float],
+    host: float,
+) -> str:
+    lines = [
+        f"{args.preset}{', middling sizes' if args.sizes == 'middling' else ''}, {args.env}, {device()}, "
+        f"jax {jax.__version__}; measured matrix rate {rates[0] / 1e9:.0f} GFLOP/s ({args.precision}), memory "
+        f"{rates[1] / 1e9:.1f} GB/s; {args.clock} clock",
+        "",
+        "| part | median ms | least ms | floor ms | share of the matrix rate | GFLOP | GB | first call, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, (median, least, first) in times.items():
+        cost = floor[name]
+        lines.append(
+            f"| {name} | {median * 1e3:.1f} | {least * 1e3:.1f} | {cost.floor(*rates) * 1e3:.1f} | "
+            f"{cost.flops / least / rates[0]:.0%} | {cost.flops / 1e9:.2f} | "
+            f"{f'{cost.bytes / 1e9:.2f}' if cost.bytes else '–'} | {first:.0f} |"
+        )
+    medians, least = ({name: row[i] for name, row in times.items()} for i in (0, 1))
+    bound = {name: cost.floor(*rates) for name, cost in floor.items()}
+    lines += [
+        f"| environment, {config.num_envs} copies | {host * 1e3:.1f} | | | | | | |",
+        f"| **environment step with all that it buys** | **{step_time(medians, config, host) * 1e3:.2f}** | "
+        f"{step_time(least, config, host) * 1e3:.2f} | {step_time(bound, config, 0) * 1e3:.2f} | | | | |",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

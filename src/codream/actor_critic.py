@@ -19,7 +19,8 @@ from codream.config import AgentConfig
 from codream.health import update_ratio
 from codream.imagination import Dream
 from codream.latents import two_hot_loss, two_hot_mean, value_bins
-from codream.nets import MLP
+from codream.nets import MLP, Input, lowered
+from codream.pieces import each_agent, pieces, summed
 
 __all__ = [
     "Actor",
@@ -37,6 +38,11 @@ __all__ = [
 ]
 
 
+ROWS = 2048
+"""Imagined steps of which an actor or a critic learns at once on a CPU: what they leave for the gradient stays in its
+cache."""
+
+
 def masked_log_probs(logits: Float[Array, "*b actions"], mask: Bool[Array, "*b actions"]) -> Float[Array, "*b actions"]:
     """Log-probabilities over the allowed actions; the others get probability 0."""
     return jax.nn.log_softmax(jnp.where(mask, logits, -1e9))
@@ -51,9 +57,9 @@ class Actor(eqx.Module):
         # Near-uniform at first, so that early data are as varied as random play.
         self.net = MLP(features, actions, config.units, config.layers, key, 0.01, norm_first)
 
-    def __call__(self, s: Float[Array, " s"], mask: Bool[Array, " actions"]) -> Float[Array, " actions"]:
-        """Log-probabilities."""
-        return masked_log_probs(self.net(s), mask)
+    def __call__(self, s: Input, mask: Bool[Array, "*b actions"]) -> Float[Array, "*b actions"]:
+        """Log-probabilities, of one s or a batch."""
+        return masked_log_probs(self.net.rows(s), mask)
 
 
 class Critic(eqx.Module):
@@ -70,10 +76,11 @@ class Critic(eqx.Module):
     def places(self) -> Float[np.ndarray, " bins"]:
         return value_bins(self.bins)
 
-    def __call__(self, s: Float[Array, " s"]) -> Float[Array, " bins"]:
-        return self.net(s)
+    def __call__(self, s: Input) -> Float[Array, "*b bins"]:
+        """Logits, of one s or a batch."""
+        return self.net.rows(s)
 
-    def value(self, s: Float[Array, " s"]) -> Float[Array, ""]:
+    def value(self, s: Input) -> Float[Array, "*b"]:
         return two_hot_mean(self(s), self.places)
 
 
@@ -167,55 +174,61 @@ def init_agents(
     )
 
 
-def log_policy(
-    actor: Actor, s: Float[Array, "agents *b s"], mask: Bool[Array, "agents *b actions"]
-) -> Float[Array, "agents *b actions"]:
+def log_policy(actor: Actor, s: Input, mask: Bool[Array, "agents *b actions"]) -> Float[Array, "agents *b actions"]:
     """Every agent's own actor on its own rows."""
-
-    def rows(actor: Actor, s: Array, mask: Array) -> Array:
-        flat = jax.vmap(actor)(s.reshape(-1, s.shape[-1]), mask.reshape(-1, mask.shape[-1]))
-        return flat.reshape(*s.shape[:-1], -1)
-
-    return eqx.filter_vmap(rows)(actor, s, mask)
+    return each_agent(lambda actor, s, mask: actor(s, mask), actor, s, mask)
 
 
 def improve(
-    agents: Agents, imagined: Dream, count: Int[Array, ""], settings: AgentConfig
+    agents: Agents, imagined: Dream, count: Int[Array, ""], settings: AgentConfig, precision: str = "float32"
 ) -> tuple[Agents, dict[str, Float[Array, " agents"]]]:
     """One update of every agent's actor and critic; `count` is its number, from 1.
 
     The trajectories are data: no gradient reaches the model that imagined them.
     """
     imagined = jax.lax.stop_gradient(imagined)
+    starts, horizon = imagined.reward.shape[1:]
+    count_of_pieces = pieces(starts, max(1, ROWS // horizon))
+    returns_of = jax.vmap(lambda r, c, v: lambda_returns(r, c, v, settings.gamma, settings.lam))
 
-    def loss(nets: tuple[Actor, Critic], slow: Critic, d: Any, scale: Array) -> tuple[Array, tuple[Array, dict]]:
-        actor, critic = nets
-        values = jax.lax.stop_gradient(_values(critic, d.features))
-        returns = jax.vmap(lambda r, c, v: lambda_returns(r, c, v, settings.gamma, settings.lam))(
-            d.reward, d.cont, values[:, 1:]
-        )
+    def judge(critic: Critic, slow: Critic, d: Dream) -> tuple[Array, tuple[Array, Array, Array]]:
+        critic, slow = lowered((critic, slow), precision)
+        logits = critic(d.features)
+        values = jax.lax.stop_gradient(two_hot_mean(logits, critic.places))
+        returns, weight = returns_of(d.reward, d.cont, values[:, 1:]), _goes_on(d)
+        slow_values = slow.value(_acted(d))
+        loss = critic_loss(logits[:, :-1], returns, slow_values, weight, critic.places, settings.critic_ema_weight)
+        return loss, (loss, values, returns)
+
+    def act(actor: Actor, d: Dream, advantage: Array) -> tuple[Array, tuple[Array, Array]]:
+        log_probs = lowered(actor, precision)(_acted(d), d.mask)
+        loss, entropy = actor_loss(log_probs, d.action, advantage, _goes_on(d), settings.entropy)
+        return loss, (loss, entropy)
+
+    def one_agent(actor: Actor, critic: Critic, slow: Critic, optimiser: Any, d: Any, scale: Array) -> Any:
+        def judged(d: Dream) -> Any:
+            grads, (loss, values, returns) = eqx.filter_grad(judge, has_aux=True)(critic, slow, d)
+            return (eqx.filter(grads, eqx.is_array), loss, jnp.mean(values)), (values[:, :-1], returns)
+
+        (critic_grads, regression, value), (values, returns) = summed(judged, count_of_pieces, d)
         scale = settings.return_ema * scale + (1 - settings.return_ema) * return_range(returns)
         unbiased = scale / (1 - settings.return_ema**count)
-        advantage = (returns - values[:, :-1]) / jnp.maximum(1.0, unbiased)
-        weight = jnp.cumprod(jnp.concatenate([jnp.ones_like(d.cont[:, :1]), d.cont[:, :-1]], axis=1), axis=1)
-        s = d.features[:, :-1]
-        log_probs = jax.vmap(jax.vmap(actor))(s, d.mask)
-        policy, entropy = actor_loss(log_probs, d.action, advantage, weight, settings.entropy)
-        logits = jax.vmap(jax.vmap(critic))(s)
-        regression = critic_loss(logits, returns, _values(slow, s), weight, critic.places, settings.critic_ema_weight)
+        advantage = (returns - values) / jnp.maximum(1.0, unbiased)
+
+        def acted(piece: tuple[Dream, Array]) -> Any:
+            grads, (loss, entropy) = eqx.filter_grad(act, has_aux=True)(actor, *piece)
+            return (eqx.filter(grads, eqx.is_array), loss, entropy), None
+
+        (actor_grads, policy, entropy), _ = summed(acted, count_of_pieces, (d, advantage))
+        nets, grads = (actor, critic), (actor_grads, critic_grads)
         metrics = {
             "actor_loss": policy,
             "critic_loss": regression,
             "entropy": entropy,
             "imagined_reward": jnp.mean(d.reward),
-            "value": jnp.mean(values),
+            "value": value,
             "return_scale": unbiased,
         }
-        return policy + regression, (scale, metrics)
-
-    def one_agent(actor: Actor, critic: Critic, slow: Critic, optimiser: Any, d: Any, scale: Array) -> Any:
-        nets = (actor, critic)
-        (_, (scale, metrics)), grads = eqx.filter_value_and_grad(loss, has_aux=True)(nets, slow, d, scale)
         updates, optimiser = agent_optimiser(settings).update(grads, optimiser)
         actor, critic = eqx.apply_updates(nets, updates)
         slow = jax.tree.map(
@@ -227,11 +240,17 @@ def improve(
         metrics["update_ratio"] = update_ratio(updates, (actor, critic))
         return (actor, critic, slow, optimiser, scale), metrics
 
-    trained, metrics = eqx.filter_vmap(one_agent)(
-        agents.actor, agents.critic, agents.slow_critic, agents.optimiser, imagined, agents.return_scale
+    trained, metrics = each_agent(
+        one_agent, agents.actor, agents.critic, agents.slow_critic, agents.optimiser, imagined, agents.return_scale
     )
     return Agents(*trained), metrics
 
 
-def _values(critic: Critic, s: Float[Array, "starts time s"]) -> Float[Array, "starts time"]:
-    return jax.vmap(jax.vmap(critic.value))(s)
+def _acted(d: Dream) -> Input:
+    """s_0 … s_{L−1}."""
+    return jax.tree.map(lambda x: x[:, :-1], d.features)
+
+
+def _goes_on(d: Dream) -> Float[Array, "starts horizon"]:
+    """The probability that the trajectory still goes on at each step."""
+    return jnp.cumprod(jnp.concatenate([jnp.ones_like(d.cont[:, :1]), d.cont[:, :-1]], axis=1), axis=1)

@@ -212,6 +212,10 @@ class Config:
     """Seconds after which a host environment that does not answer counts as hung, and the run stops. 0: no limit."""
     log_every: int = 400
     """Environment steps between two lines of metrics."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the products of matwm's networks are computed in. Parameters, sums, returns and losses are float32."""
+    devices: int = 1
+    """Devices that share the batches of sequences and of imagined trajectories."""
     world_model: WorldModelConfig = WorldModelConfig()
     agents: AgentConfig = AgentConfig()
     replay: ReplayConfig = ReplayConfig()
@@ -246,13 +250,23 @@ class Config:
         n = spec.num_agents
         horizon, starts = (16, 512) if n <= 3 else (12, 768) if n <= 6 else (8, 1024)
         batch = max(n, round(self.world_model.batch / n) * n) if self.world_model.batch % n else self.world_model.batch
-        return dataclasses.replace(
+        resolved = dataclasses.replace(
             self,
             world_model=dataclasses.replace(self.world_model, latent=latent, batch=batch, teammates=teammates),
             agents=dataclasses.replace(
                 self.agents, horizon=self.agents.horizon or horizon, starts=self.agents.starts or starts
             ),
         )
+        resolved._check_shares()
+        return resolved
+
+    def _check_shares(self) -> None:
+        for name, size in {"world_model.batch": self.world_model.batch, "agents.starts": self.agents.starts}.items():
+            if size is not None and size % self.devices:
+                raise ConfigError(
+                    f"{name} must be a multiple of devices, so that each gets an equal share; got {size} and "
+                    f"{self.devices}"
+                )
 
     def _resolve_wm_rnd(self, spec: EnvSpec) -> Config:
         alike = len(set(spec.obs_shapes)) == 1 and len(set(spec.num_actions)) == 1
@@ -342,6 +356,11 @@ def _check_design(config: Config) -> None:
                 "use algo=wm_rnd (preset wm_rnd), or projection.coef=0"
             )
         return
+    if config.precision != "float32" or config.devices != 1:
+        raise ConfigError(
+            f"precision and devices are options of algo=matwm; got {config.precision} and {config.devices}, use "
+            "float32 and 1"
+        )
     if config.partners.random_share > 0 or config.partners.past_share > 0 or config.warmup > 0:
         raise ConfigError(
             "PPO learns from its own actions only, so algo=wm_rnd needs partners.random_share, partners.past_share "

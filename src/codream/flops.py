@@ -11,7 +11,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-__all__ = ["count_flops", "matrix_rate"]
+__all__ = ["compiler_flops", "count_flops", "matrix_rate", "memory_rate"]
+
+
+Clock = Callable[[], float]
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> int:
@@ -48,14 +51,37 @@ def _jaxprs(value: Any) -> list[Any]:
     return [value] if hasattr(value, "eqns") else []
 
 
-def matrix_rate(size: int = 2048, repeats: int = 5) -> float:
-    """Measured floating-point operations per second of a float32 matrix product on the default device."""
-    a = jnp.ones((size, size))
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
+def compiler_flops(function: Callable[..., Any], *args: Any) -> float:
+    """What XLA's cost analysis says of the lowered program, element-wise work included; NaN where a backend has none.
+
+    It counts the body of a loop once, however often it runs. Arrays may be abstract.
+    """
+    arrays, static = eqx.partition(args, lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct))
+    lowered = jax.jit(lambda a: eqx.filter(function(*eqx.combine(a, static)), eqx.is_array)).lower(arrays)
+    cost = lowered.cost_analysis()
+    cost = cost[0] if isinstance(cost, (list, tuple)) else cost
+    return float(cost["flops"]) if cost and "flops" in cost else math.nan
+
+
+def matrix_rate(
+    size: int = 2048, repeats: int = 5, dtype: Any = jnp.float32, clock: Clock = time.perf_counter
+) -> float:
+    """Measured floating-point operations per second of a matrix product on the default device."""
+    a = jnp.ones((size, size), dtype)
+    return 2 * size**3 / _fastest(jax.jit(lambda a: a @ a), a, repeats, clock)
+
+
+def memory_rate(megabytes: int = 256, repeats: int = 5, clock: Clock = time.perf_counter) -> float:
+    """Measured bytes per second, read and written together, of adding 1 to an array that no cache holds."""
+    a = jnp.zeros(megabytes * 2**18)
+    return 2 * a.nbytes / _fastest(jax.jit(lambda a: a + 1), a, repeats, clock)
+
+
+def _fastest(function: Any, a: Any, repeats: int, clock: Clock) -> float:
+    function(a).block_until_ready()
     best = math.inf
     for _ in range(repeats):
-        began = time.perf_counter()
-        product(a).block_until_ready()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
+        began = clock()
+        function(a).block_until_ready()
+        best = min(best, clock() - began)
+    return best

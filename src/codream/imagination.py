@@ -6,6 +6,7 @@ Every agent imagines alone; the others live in p̂ and in the dynamics.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,48 +14,42 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from codream.latents import sample_index
+from codream.nets import Input
+from codream.representation import Latent
 from codream.world_model import Hidden, Sequence, WorldModel
 
 __all__ = ["Dream", "Policy", "dream", "from_context"]
 
 # (features [agents, starts, s], masks [agents, starts, actions]) → log-probabilities
-Policy = Callable[
-    [Float[Array, "agents starts s"], Bool[Array, "agents starts actions"]],
-    Float[Array, "agents starts actions"],
-]
+Policy = Callable[[Input, Bool[Array, "agents starts actions"]], Float[Array, "agents starts actions"]]
 
 
 class Dream(eqx.Module):
     """Imagined trajectories. Step t holds what the actor saw, what it did, and what followed."""
 
-    features: Float[Array, "agents starts horizon_1 s"]  # s_0 … s_L
-    latent: Float[Array, "agents starts horizon_1 z"]
+    features: Input  # s_0 … s_L: [agents, starts, horizon + 1, …], categorical latents as indices
+    latent: Any
     mask: Bool[Array, "agents starts horizon actions"]
     action: Int[Array, "agents starts horizon"]
     reward: Float[Array, "agents starts horizon"]
     cont: Float[Array, "agents starts horizon"]
 
 
-def from_context(
-    model: WorldModel, context: Sequence, room: int, key: PRNGKeyArray
-) -> tuple[Float[Array, " z"], Hidden]:
+def from_context(model: WorldModel, context: Sequence, room: int, key: PRNGKeyArray) -> tuple[Latent, Hidden]:
     """The last observation's latent, and the memory of the real steps before it, ready for `room` more.
 
     Equal to acting through the context step by step (a parity test holds this).
     """
     code = model.representation
     keys = jax.random.split(key, len(context.obs))
-    z, _ = jax.vmap(code.posterior)(context.obs, keys)
-    past = z[:-1]
+    z = jax.vmap(code.encode)(context.obs, keys)
+    past, now = jax.tree.map(lambda x: x[:-1], z), jax.tree.map(lambda x: x[-1], z)
     segment, fresh = context.segment, context.first[-1]
     acts = context.acting[:-1, context.focal]
-    h, dynamics = model.unroll(past, context.action[:-1, context.focal], context.focal, segment[:-1], acts, room)
-    team = None
-    if model.team is not None:
-        _, team = model.team.full(past, context.focal, segment[:-1], acts, room + 1)
+    hidden = model.prefill(past, context.action[:-1, context.focal], context.focal, segment[:-1], acts, room)
     # Without an action of this episode right before, there is no h.
-    h = jnp.where(acts[-1], h[-1], 0.0)
-    return z[-1], Hidden(h, dynamics, team).cleared(fresh)
+    h = jnp.where(acts[-1], hidden.h, 0.0)
+    return now, Hidden(h, hidden.dynamics, hidden.team).cleared(fresh)
 
 
 def dream(
@@ -67,7 +62,7 @@ def dream(
     """Imagine `horizon` steps from the last step of every context. `context` has axes [agents, starts]."""
     agents, starts = context.first.shape[:2]
     merge = lambda x: x.reshape(agents * starts, *x.shape[2:])  # noqa: E731
-    split = lambda x: x.reshape(agents, starts, *x.shape[1:])  # noqa: E731
+    split = lambda tree: jax.tree.map(lambda x: x.reshape(agents, starts, *x.shape[1:]), tree)  # noqa: E731
     context = jax.tree.map(merge, context)
     focal = context.focal
     exists = jnp.asarray(model.spec.action_valid)[focal]
@@ -80,16 +75,16 @@ def dream(
     features = jax.vmap(model.features, in_axes=(0, 0, axes), out_axes=(0, axes))
     imagine = jax.vmap(model.imagine, in_axes=(0, 0, 0, axes, 0), out_axes=(0, 0, 0, axes))
 
-    def step(carry: tuple[Array, Array, Hidden], key: PRNGKeyArray) -> tuple[tuple, tuple]:
+    def step(carry: tuple[Any, Array, Hidden], key: PRNGKeyArray) -> tuple[tuple, tuple]:
         z, mask, hidden = carry
         mask_key, act_key, model_key = jax.random.split(key, 3)
         s, hidden = features(z, focal, hidden)
         log_probs = policy(split(s), split(mask))
         action = merge(sample_index(act_key, log_probs))
-        z_next, reward, cont, hidden = imagine(z, action, focal, hidden, jax.random.split(model_key, len(z)))
+        z_next, reward, cont, hidden = imagine(z, action, focal, hidden, jax.random.split(model_key, len(focal)))
         return (z_next, predicted_mask(z_next, mask_key), hidden), (s, z, mask, action, reward, cont)
 
-    def predicted_mask(z: Float[Array, "batch z"], key: PRNGKeyArray) -> Bool[Array, "batch actions"]:
+    def predicted_mask(z: Any, key: PRNGKeyArray) -> Bool[Array, "batch actions"]:
         if model.mask is None:
             return exists
         sampled = jax.random.bernoulli(key, jax.nn.sigmoid(jax.vmap(model.mask)(z))) & exists
@@ -100,9 +95,10 @@ def dream(
     (z, _, hidden), steps = jax.lax.scan(step, (z, mask, hidden), jax.random.split(key, horizon))
     s_last, _ = features(z, focal, hidden)
     s, latent, masks, action, reward, cont = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), steps)
+    ended = lambda x, last: jnp.concatenate([x, last[:, None]], axis=1)  # noqa: E731
     return Dream(
-        features=split(jnp.concatenate([s, s_last[:, None]], axis=1)),
-        latent=split(jnp.concatenate([latent, z[:, None]], axis=1)),
+        features=split(jax.tree.map(ended, s, s_last)),
+        latent=split(jax.tree.map(ended, latent, z)),
         mask=split(masks),
         action=split(action),
         reward=split(reward),

@@ -23,7 +23,7 @@ from rich.text import Text
 from codream import matwm
 from codream.config import Config
 from codream.envs import EnvSpec, HostEnv, TimeStep
-from codream.flops import count_flops
+from codream.flops import compiler_flops, count_flops
 from codream.nets import Linear
 from codream.parts import Apart, Work, dims, first_agent, wm_rnd_apart
 from codream.presets import preset
@@ -128,7 +128,7 @@ def inspect(
         shapes=tuple(taken.shapes),
         layers=tuple(layer for path, part in modules.items() for layer in _layers(part, path, gains)),
         parameters=_parameters(taken, spec),
-        flops={name: (count_flops(f, *args), _compiler_flops(f, *args)) for name, (f, args) in taken.work.items()},
+        flops={name: (count_flops(f, *args), compiler_flops(f, *args)) for name, (f, args) in taken.work.items()},
         memory=_memory(taken.held),
     )
 
@@ -264,15 +264,6 @@ def _matwm_work(state: Any, config: Config) -> Work:
             (state, memory, eqx.filter_eval_shape(TimeStep.blank, spec, config.num_envs)),
         ),
     }
-
-
-def _compiler_flops(function: Any, *args: Any) -> float:
-    """What XLA's cost analysis says of the lowered program; NaN where a backend has none."""
-    arrays, static = eqx.partition(args, _is_array)
-    lowered = jax.jit(lambda a: eqx.filter(function(*eqx.combine(a, static)), eqx.is_array)).lower(arrays)
-    cost = lowered.cost_analysis()
-    cost = cost[0] if isinstance(cost, (list, tuple)) else cost
-    return float(cost["flops"]) if cost and "flops" in cost else math.nan
 
 
 def _memory(held: dict[str, Any]) -> dict[str, int]:

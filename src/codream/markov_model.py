@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from codream.config import Config
 from codream.envs import EnvSpec
 from codream.health import dead_classes
-from codream.nets import MLP
+from codream.nets import MLP, dense
 from codream.partners import TeammatePredictor, others_of
 from codream.representation import Categorical
 from codream.rollout import Rollout, flat
@@ -104,7 +104,7 @@ class MarkovModel(eqx.Module):
     def next(self, h: Float[Array, " hidden"], z: Float[Array, " z"], key: PRNGKeyArray) -> Float[Array, " z"]:
         """A sample of the next latent, with a gradient."""
         everything = jnp.ones(self.spec.obs_size, bool)
-        return self.representation.next(self.representation.prior(h, z), z, everything, key)
+        return dense(self.representation.next(self.representation.prior(h, z), z, everything, key))
 
     def allowed(self, z: Float[Array, " z"], agent: Int[Array, ""]) -> Bool[Array, " actions"]:
         """Actions that the agent may take, as predicted where the environment has masks."""

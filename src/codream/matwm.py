@@ -22,12 +22,19 @@ from codream.envs import EnvSpec, TimeStep
 from codream.health import update_ratio
 from codream.imagination import Dream, dream
 from codream.latents import sample_index
+from codream.mesh import everywhere, spread
 from codream.metrics import Metrics, add_metrics, repeat
+from codream.nets import lowered
+from codream.pieces import mapped, pieces
 from codream.players import RANDOM, Past, draw_players, past_log_probs, snapshot
 from codream.replay import Replay, sample_recent, sample_starts, sequences
 from codream.world_model import Hidden, Sequence, WorldModel, world_model_loss
 
 __all__ = ["Memory", "Metrics", "State", "act", "add_metrics", "init", "init_memory", "observe", "update"]
+
+
+TRAJECTORIES = 512
+"""Trajectories imagined at once on a CPU: what attention remembers of them stays in its cache."""
 
 
 class State(eqx.Module):
@@ -209,7 +216,12 @@ def train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[
     )
     focal = jnp.repeat(jnp.arange(spec.num_agents), share)
     batch = sequences(state.replay, age.reshape(-1), copy.reshape(-1), focal, length)
-    (loss, parts), grads = eqx.filter_value_and_grad(world_model_loss, has_aux=True)(state.world_model, batch, loss_key)
+    batch = spread(batch, 0, config.devices)
+
+    def loss_of(model: WorldModel) -> tuple[Array, dict[str, Array]]:
+        return world_model_loss(lowered(model, config.precision), batch, loss_key)
+
+    (loss, parts), grads = eqx.filter_value_and_grad(loss_of, has_aux=True)(state.world_model)
     updates, optimiser = world_model_optimiser(config.world_model).update(grads, state.optimiser)
     model = eqx.apply_updates(state.world_model, updates)
     state = eqx.tree_at(
@@ -219,12 +231,13 @@ def train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[
     )
     state, curious = _seen(state, batch, config)
     sizes = {"grad_norm": optax.tree.norm(grads), "update_ratio": update_ratio(updates, model)}
-    return state, {"loss": loss, **parts, **curious, **sizes}
+    return everywhere(state, config.devices), {"loss": loss, **parts, **curious, **sizes}
 
 
 def imagine_for_agents(state: State, key: PRNGKeyArray, config: Config) -> Dream:
     """Trajectories that every agent imagines with its current policy, from uniformly drawn real contexts."""
-    model, settings = state.world_model, config.agents
+    model, actor = lowered((state.world_model, state.agents.actor), config.precision)
+    settings = config.agents
     assert settings.starts is not None
     assert settings.horizon is not None
     start_key, dream_key = jax.random.split(key)
@@ -237,8 +250,15 @@ def imagine_for_agents(state: State, key: PRNGKeyArray, config: Config) -> Dream
 
     agents = model.spec.num_agents
     context = jax.vmap(contexts)(jnp.arange(agents), jax.random.split(start_key, agents))
-    policy = lambda s, mask: log_policy(state.agents.actor, s, mask)  # noqa: E731
-    return dream(model, policy, context, settings.horizon, dream_key)
+    context = spread(context, 1, config.devices)
+    policy = lambda s, mask: log_policy(actor, s, mask)  # noqa: E731
+    # Each piece has its own noise.
+    count = pieces(settings.starts, max(1, TRAJECTORIES // agents))
+    keys = jnp.broadcast_to(
+        jax.random.split(dream_key, count).repeat(settings.starts // count), (agents, settings.starts)
+    )
+    horizon = settings.horizon
+    return mapped(lambda x: dream(model, policy, x[0], horizon, x[1][0, 0]), count, (context, keys), axis=1)
 
 
 def train_agents(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
@@ -248,11 +268,12 @@ def train_agents(state: State, key: PRNGKeyArray, config: Config) -> tuple[State
     intrinsic, curiosity = _imagined_bonus(state, imagined, config)
     if intrinsic is not None:
         imagined = eqx.tree_at(lambda d: d.reward, imagined, imagined.reward + config.curiosity.coef * intrinsic)
-    trained, metrics = improve(state.agents, imagined, count, config.agents)
+    trained, metrics = improve(state.agents, imagined, count, config.agents, config.precision)
     if intrinsic is not None:
         metrics["intrinsic_reward"] = jnp.mean(intrinsic, axis=(1, 2))
         state = eqx.tree_at(lambda s: s.curiosity, state, curiosity)
-    return eqx.tree_at(lambda s: (s.agents, s.agents_updates), state, (trained, count)), metrics
+    state = eqx.tree_at(lambda s: (s.agents, s.agents_updates), state, (trained, count))
+    return everywhere(state, config.devices), metrics
 
 
 def _imagined_bonus(

@@ -22,7 +22,7 @@ from codream.envs import EnvSpec, HostEnv, TimeStep
 from codream.evaluation import as_host
 from codream.foresight import Foresight, foresight
 from codream.latents import two_hot_mean
-from codream.nets import tree_of
+from codream.nets import dense, tree_of
 from codream.world_model import Hidden, Sequence, WorldModel
 
 __all__ = ["ModelQuality", "Recording", "measure", "record", "sequences_of"]
@@ -134,7 +134,7 @@ def _one_step(model: WorldModel, s: Sequence, key: PRNGKeyArray) -> dict[str, Ar
         "acts": acts[:-1],
         "reconstruction": error(now, real[:-1]),
         "one_step": error(mean, real[1:]),
-        "one_step_sampled": error(sample, real[1:]),
+        "one_step_sampled": error(dense(sample), real[1:]),
         "still": _squared(real[:-1], real[1:], valid),
         "reward": two_hot_mean(logits, model.reward_bins),
     }

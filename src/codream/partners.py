@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from codream.config import WorldModelConfig
 from codream.envs import EnvSpec
-from codream.nets import KVCache, Linear, Transformer, linear
+from codream.nets import KVCache, Linear, OneHots, Transformer, joined, linear
 
 __all__ = ["TeammatePredictor", "others_of"]
 
@@ -46,7 +46,9 @@ class TeammatePredictor(eqx.Module):
         """Entries of a flat p̂."""
         return (self.agents - 1) * self.actions
 
-    def _embed(self, z: Float[Array, " z"], focal: Int[Array, ""]) -> Float[Array, " hidden"]:
+    def _embed(self, z: Float[Array, "..."] | OneHots, focal: Int[Array, ""]) -> Float[Array, " hidden"]:
+        if isinstance(z, OneHots):
+            return self.mix(joined(z, OneHots(focal[None], self.agents)))
         return self.mix(jnp.concatenate([jax.lax.stop_gradient(z), jax.nn.one_hot(focal, self.agents)]))
 
     def _log_probs(self, x: Float[Array, " hidden"], focal: Int[Array, ""]) -> Float[Array, "others actions"]:
@@ -60,15 +62,26 @@ class TeammatePredictor(eqx.Module):
         focal: Int[Array, ""],
         segment: Int[Array, " time"],
         valid: Bool[Array, " time"],
-        room: int = 0,
     ) -> tuple[Float[Array, "time others actions"], KVCache]:
         """Log-probabilities at every step of a sequence."""
         x = jax.vmap(self._embed, in_axes=(0, None))(z, focal)
-        x, cache = self.transformer.full(x, segment, valid, room)
+        x, cache = self.transformer.full(x, segment, valid)
         return jax.vmap(self._log_probs, in_axes=(0, None))(x, focal), cache
 
+    def prefill(
+        self,
+        z: Float[Array, "time z"] | OneHots,
+        focal: Int[Array, ""],
+        segment: Int[Array, " time"],
+        valid: Bool[Array, " time"],
+        room: int,
+    ) -> KVCache:
+        """The memory after the latents of a sequence, one a step, with room for more."""
+        x = jax.vmap(self._embed, in_axes=(0, None))(z, focal)
+        return self.transformer.prefill(x, segment, valid, room)[1]
+
     def step(
-        self, z: Float[Array, " z"], focal: Int[Array, ""], cache: KVCache
+        self, z: Float[Array, "..."] | OneHots, focal: Int[Array, ""], cache: KVCache
     ) -> tuple[Float[Array, "others actions"], KVCache]:
         """Log-probabilities after one more latent."""
         x, cache = self.transformer.step(self._embed(z, focal), cache)

@@ -23,6 +23,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "rollbacks": (0, None),
     "env_time_limit": (0, None),
     "log_every": (1, None),
+    "devices": (1, 65_536),
     "world_model.groups": (1, 1024),
     "world_model.classes": (2, 1024),
     "world_model.unimix": (0, 1),

@@ -27,7 +27,7 @@ from codream.latents import (
     two_hot_mean,
     unimix,
 )
-from codream.nets import CNN, MLP, DeconvCNN
+from codream.nets import CNN, MLP, DeconvCNN, Input, OneHots, dense, joined
 
 __all__ = ["Categorical", "Change", "Representation", "representation"]
 
@@ -38,6 +38,9 @@ NEAR_SCALE = 3.0
 # The longest vector whose points are compared pairwise, and the longest in which points start at every entry.
 MOST_PAIRED = 48
 MOST_OVERLAPPING = 24
+
+# z: in training with its gradient; as data an index for each variable.
+Latent = Float[Array, " z"] | OneHots
 
 Losses = dict[str, Float[Array, ""]]
 
@@ -78,7 +81,7 @@ class Categorical(eqx.Module):
         """Entries of a flat z."""
         return self.groups * self.classes
 
-    def seen(self, z: Float[Array, " z"]) -> Float[Array, " z"]:
+    def seen(self, z: Latent) -> Latent:
         """z as actors, critics and outcome heads see it."""
         return z
 
@@ -87,9 +90,9 @@ class Categorical(eqx.Module):
         """Length of `outcome_input`."""
         return self.size
 
-    def outcome_input(self, h: Float[Array, " hidden"], z_next: Float[Array, " z"]) -> Float[Array, " x"]:
+    def outcome_input(self, h: Float[Array, " hidden"], z_next: Latent) -> Input:
         """h_t and z_{t+1} as the reward and continue heads see them."""
-        return jnp.concatenate([h, z_next])
+        return joined(h, z_next)
 
     def observed(self, obs: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The observation as networks see it, and as the decoder's squared error is measured."""
@@ -103,27 +106,38 @@ class Categorical(eqx.Module):
         log_probs = unimix(logits.reshape(self.groups, self.classes), self.unimix)
         return sample_onehot(key, log_probs, self.gradient).reshape(-1), log_probs
 
-    def prior(self, h: Float[Array, " hidden"], z: Float[Array, " z"]) -> Float[Array, "groups classes"]:
+    def encode(self, obs: Shaped[Array, "*shape"], key: PRNGKeyArray) -> OneHots:
+        """A sample of z as data: its ones."""
+        logits = self.encoder_out(self.encoder(self.observed(obs)))
+        return self._sampled(unimix(logits.reshape(self.groups, self.classes), self.unimix), key)
+
+    def _sampled(self, log_probs: Float[Array, "groups classes"], key: PRNGKeyArray) -> OneHots:
+        index = sample_index(key, log_probs)
+        return OneHots(index.astype(jnp.uint8) if self.classes <= 256 else index, self.classes)
+
+    def prior(self, h: Float[Array, " hidden"], z: Latent) -> Float[Array, "groups classes"]:
         """p(z_{t+1}|h_t) as log-probabilities."""
         return unimix(self.dynamics(h).reshape(self.groups, self.classes), self.unimix)
 
     def next(
         self,
         prior: Float[Array, "groups classes"],
-        z: Float[Array, " z"],
+        z: Latent,
         valid: Bool[Array, " size"],
         key: PRNGKeyArray,
-    ) -> Float[Array, " z"]:
-        """A sample of z_{t+1}."""
+    ) -> Latent:
+        """A sample of z_{t+1}: as data where z is."""
+        if isinstance(z, OneHots):
+            return self._sampled(prior, key)
         return sample_onehot(key, prior, self.gradient).reshape(-1)
 
     def next_mean(
-        self, prior: Float[Array, "groups classes"], z: Float[Array, " z"], valid: Bool[Array, " size"]
+        self, prior: Float[Array, "groups classes"], z: Latent, valid: Bool[Array, " size"]
     ) -> Float[Array, " z"]:
         """E[z_{t+1}]: the class probabilities."""
         return jnp.exp(prior).reshape(-1)
 
-    def decode(self, z: Float[Array, " z"]) -> Float[Array, "*shape"]:
+    def decode(self, z: Latent) -> Float[Array, "*shape"]:
         """ô in the environment's units."""
         out = self.decoder(z)
         return (out + 0.5) * 255.0 if self.is_image else symexp(out)
@@ -172,9 +186,9 @@ class Change(eqx.Module):
             out_gain=0.1,
         )
 
-    def seen(self, z: Float[Array, " size"]) -> Float[Array, " size"]:
+    def seen(self, z: Latent) -> Float[Array, " size"]:
         """Enlarged: what matters about two bodies is often whether they are a tenth of a unit apart."""
-        return SEEN_SCALE * z
+        return SEEN_SCALE * dense(z)
 
     @property
     def _vectors(self) -> Float[np.ndarray, "two size vectors"]:
@@ -198,10 +212,10 @@ class Change(eqx.Module):
         """Entries of `outcome_input` beside h."""
         return self.size + len(self.near) * self._vectors.shape[-1]
 
-    def outcome_input(self, h: Float[Array, " hidden"], z_next: Float[Array, " size"]) -> Float[Array, " x"]:
+    def outcome_input(self, h: Float[Array, " hidden"], z_next: Latent) -> Float[Array, " x"]:
         """h_t and z_{t+1} as the reward and continue heads see them, with how near points are: a reward often
         depends on a touch. h is reduced, since it changes all through training and its entries outnumber z's."""
-        _, near = self._relations(z_next)
+        _, near = self._relations(dense(z_next))
         return jnp.concatenate([0.1 * h, self.seen(z_next), NEAR_SCALE * near.reshape(-1)])
 
     def _dynamics_input(self, h: Float[Array, " hidden"], z: Float[Array, " size"]) -> Float[Array, " x"]:
@@ -222,27 +236,30 @@ class Change(eqx.Module):
     ) -> tuple[Float[Array, " size"], Float[Array, "0"]]:
         return symlog(obs), jnp.zeros(0)
 
-    def prior(self, h: Float[Array, " hidden"], z: Float[Array, " size"]) -> Float[Array, "size bins"]:
+    def encode(self, obs: Float[Array, " size"], key: PRNGKeyArray) -> Float[Array, " size"]:
+        return symlog(obs)
+
+    def prior(self, h: Float[Array, " hidden"], z: Latent) -> Float[Array, "size bins"]:
         """Logits of each entry's change."""
-        return self.dynamics(self._dynamics_input(h, z)).reshape(self.size, self.bins)
+        return self.dynamics(self._dynamics_input(h, dense(z))).reshape(self.size, self.bins)
 
     def next(
         self,
         prior: Float[Array, "size bins"],
-        z: Float[Array, " size"],
+        z: Latent,
         valid: Bool[Array, " size"],
         key: PRNGKeyArray,
     ) -> Float[Array, " size"]:
         change = jnp.asarray(self._bins)[sample_index(key, prior)]
-        return z + jnp.where(valid, change, 0.0)
+        return dense(z) + jnp.where(valid, change, 0.0)
 
     def next_mean(
-        self, prior: Float[Array, "size bins"], z: Float[Array, " size"], valid: Bool[Array, " size"]
+        self, prior: Float[Array, "size bins"], z: Latent, valid: Bool[Array, " size"]
     ) -> Float[Array, " size"]:
-        return z + jnp.where(valid, two_hot_mean(prior, self._bins), 0.0)
+        return dense(z) + jnp.where(valid, two_hot_mean(prior, self._bins), 0.0)
 
-    def decode(self, z: Float[Array, " size"]) -> Float[Array, " size"]:
-        return symexp(z)
+    def decode(self, z: Latent) -> Float[Array, " size"]:
+        return symexp(dense(z))
 
     def reconstruction_loss(
         self, z: Float[Array, " size"], obs: Float[Array, " size"], valid: Bool[Array, " size"]

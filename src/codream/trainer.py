@@ -19,6 +19,7 @@ from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv
 from codream.guards import LeaveRequests, Stopped
 from codream.health import STEPS, TrainingDiverged, all_finite, faults
 from codream.live import Live, WandbMode, live_table
+from codream.mesh import placed
 from codream.metrics import Metrics, add_metrics
 from codream.presets import preset
 from codream.progress import Bar, to_stderr
@@ -44,6 +45,7 @@ CHANGEABLE = (
     "rollbacks",
     "env_time_limit",
     "log_every",
+    "devices",
     "world_model.lr",
     "world_model.outcome_lr",
     "agents.lr",
@@ -249,6 +251,7 @@ class _Loop:
             self.bar.say("compiling: the first steps take up to a minute (less when done before)")
             if runner is None:
                 runner = self.driver.start(jax.random.key(self.config.seed))
+            runner = placed(runner, self.config.devices)
             self._from(runner)
             while True:
                 try:
@@ -382,6 +385,7 @@ class _Loop:
             runner = self.driver.start(jax.random.key(self.config.seed))
         # Another key: with the same one the same would happen.
         runner = eqx.tree_at(lambda r: r.key, runner, jax.random.fold_in(runner.key, self.rollbacks))
+        runner = placed(runner, self.config.devices)
         self._from(runner)
         checkpoints.set_aside(self.run.checkpoints, self.steps)
         self.run.rewind(self.config, self.steps)

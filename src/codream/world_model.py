@@ -17,9 +17,9 @@ from codream.config import WorldModelConfig
 from codream.envs import EnvSpec
 from codream.health import dead_classes
 from codream.latents import two_hot_loss, two_hot_mean, value_bins
-from codream.nets import MLP, KVCache, Linear, Transformer, linear, tree_of
+from codream.nets import MLP, Input, KVCache, Linear, OneHots, Transformer, joined, linear, tree_of
 from codream.partners import TeammatePredictor, others_of
-from codream.representation import Representation, representation
+from codream.representation import Latent, Representation, representation
 
 __all__ = ["Hidden", "LossParts", "Sequence", "WorldModel", "world_model_loss"]
 
@@ -115,11 +115,12 @@ class WorldModel(eqx.Module):
     def obs_valid(self, focal: Int[Array, ""]) -> Bool[Array, " size"]:
         return jnp.asarray(self.spec.obs_valid)[focal]
 
-    def mix(self, z: Float[Array, " z"], action: Int[Array, ""], focal: Int[Array, ""]) -> Float[Array, " hidden"]:
+    def mix(self, z: Latent, action: Int[Array, ""], focal: Int[Array, ""]) -> Float[Array, " hidden"]:
         """e: the latent and the one-hot scaled action ã through one linear layer."""
         if self.config.scale_actions:
             action = action + jnp.asarray(self.spec.action_offsets)[focal]
-        return self.mixer(jnp.concatenate([z, jax.nn.one_hot(action, self.action_size)]))
+        taken = OneHots(action[None], self.action_size)
+        return self.mixer(joined(z, taken if isinstance(z, OneHots) else taken.flat()))
 
     def empty(self, size: int) -> Hidden:
         """Memory before an episode, for up to `size` steps of attention."""
@@ -142,36 +143,47 @@ class WorldModel(eqx.Module):
         e = jax.vmap(self.mix, in_axes=(0, 0, None))(z, action, focal)
         return self.transformer.full(e, segment, valid, room)
 
-    def features(
-        self, z: Float[Array, " z"], focal: Int[Array, ""], hidden: Hidden
-    ) -> tuple[Float[Array, " s"], Hidden]:
+    def prefill(
+        self,
+        z: Float[Array, "time z"] | OneHots,
+        action: Int[Array, " time"],
+        focal: Int[Array, ""],
+        segment: Int[Array, " time"],
+        valid: Bool[Array, " time"],
+        room: int,
+    ) -> Hidden:
+        """The memory after the steps of a sequence, with room for more."""
+        e = jax.vmap(self.mix, in_axes=(0, 0, None))(z, action, focal)
+        h, dynamics = self.transformer.prefill(e, segment, valid, room)
+        team = None if self.team is None else self.team.prefill(z, focal, segment, valid, room + 1)
+        return Hidden(h, dynamics, team)
+
+    def features(self, z: Latent, focal: Int[Array, ""], hidden: Hidden) -> tuple[Input, Hidden]:
         """s_t = concat(z_t, h_{t−1}, p̂_t), and the memory after the teammate predictor has seen z_t."""
         if self.team is None or hidden.team is None:
-            return jnp.concatenate([self.representation.seen(z), hidden.h]), hidden
+            return joined(self.representation.seen(z), hidden.h), hidden
         log_probs, cache = self.team.step(z, focal, hidden.team)
-        s = jnp.concatenate([self.representation.seen(z), hidden.h, jnp.exp(log_probs).reshape(-1)])
-        return s, Hidden(hidden.h, hidden.dynamics, cache)
+        others = jnp.concatenate([hidden.h, jnp.exp(log_probs).reshape(-1)])
+        return joined(self.representation.seen(z), others), Hidden(hidden.h, hidden.dynamics, cache)
 
-    def act(self, z: Float[Array, " z"], action: Int[Array, ""], focal: Int[Array, ""], hidden: Hidden) -> Hidden:
+    def act(self, z: Latent, action: Int[Array, ""], focal: Int[Array, ""], hidden: Hidden) -> Hidden:
         """The memory after (z_t, a_t): h_t."""
         h, cache = self.transformer.step(self.mix(z, action, focal), hidden.dynamics)
         return Hidden(h, cache, hidden.team)
 
-    def outcome(
-        self, h: Float[Array, " hidden"], z_next: Float[Array, " z"]
-    ) -> tuple[Float[Array, " bins"], Float[Array, ""]]:
+    def outcome(self, h: Float[Array, " hidden"], z_next: Latent) -> tuple[Float[Array, " bins"], Float[Array, ""]]:
         """Logits of reward and of continuing, from h_t (and, by option, z_{t+1})."""
         x = self.representation.outcome_input(h, z_next) if self.config.outcome_sees_next else h
         return self.reward(x), self.cont(x)[0]
 
     def imagine(
         self,
-        z: Float[Array, " z"],
+        z: Latent,
         action: Int[Array, ""],
         focal: Int[Array, ""],
         hidden: Hidden,
         key: PRNGKeyArray,
-    ) -> tuple[Float[Array, " z"], Float[Array, ""], Float[Array, ""], Hidden]:
+    ) -> tuple[Latent, Float[Array, ""], Float[Array, ""], Hidden]:
         """One imagined step: z_{t+1} ~ p, mean reward, probability of continuing, memory."""
         hidden = self.act(z, action, focal, hidden)
         prior = self.representation.prior(hidden.h, z)

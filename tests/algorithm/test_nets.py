@@ -4,7 +4,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codream.nets import CNN, MLP, DeconvCNN, KVCache, Transformer, _double, _halve, linear
+from codream.nets import (
+    CNN,
+    MLP,
+    DeconvCNN,
+    Joined,
+    KVCache,
+    OneHots,
+    Transformer,
+    _double,
+    _halve,
+    dense,
+    joined,
+    linear,
+)
 
 TIME, SIZE = 10, 16
 X = jax.random.normal(jax.random.key(0), (TIME, SIZE))
@@ -172,3 +185,31 @@ def test_a_width_that_rotary_positions_cannot_pair_is_refused():
 
     with pytest.raises(ConfigError, match="multiple of 2"):
         Config(world_model=WorldModelConfig(hidden=18, heads=4))
+
+
+# ------------------------------------------------------------------------------------------ one-hots as indices
+
+
+def test_indices_mean_the_same_to_a_layer_as_their_one_hots_gradient_included():
+    net = MLP(3 * 4 + 5, 6, 8, 1, jax.random.key(0))
+    codes = OneHots(jax.random.randint(jax.random.key(1), (7, 3), 0, 4).astype(jnp.uint8), 4)
+    rest = jax.random.normal(jax.random.key(2), (7, 5))
+    x = joined(codes, rest)
+    assert isinstance(x, Joined)
+    np.testing.assert_array_equal(dense(x)[:, :12].sum(axis=1), 3)
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def loss(net, x):
+        return jnp.sum(jnp.sin(net.rows(x)))
+
+    for got, expected in zip(jax.tree.leaves(loss(net, x)), jax.tree.leaves(loss(net, dense(x))), strict=True):
+        np.testing.assert_allclose(got, expected, **CLOSE)
+
+
+def test_a_prefill_is_the_end_of_the_full_pass(transformer):
+    expected, cache = full(transformer, X, SEGMENT, VALID, 2)
+    last, got = eqx.filter_jit(lambda net: net.prefill(X, SEGMENT, VALID, 2))(transformer)
+    np.testing.assert_allclose(last, expected[-1], **CLOSE)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(cache), strict=True):
+        np.testing.assert_allclose(one, other, **CLOSE)

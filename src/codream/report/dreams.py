@@ -21,6 +21,7 @@ from codream.agents import Agents
 from codream.envs import EnvSpec
 from codream.markov_quality import imagine_along
 from codream.model_quality import Recording, sequences_of
+from codream.nets import dense
 from codream.world_model import Sequence, WorldModel
 
 __all__ = ["MOST_STEPS", "Dreamed", "Episode", "dreams_of", "played_only", "typical_episodes"]
@@ -203,7 +204,7 @@ def _imagine_along(
         features, hidden = model.features(z, focal, hidden)
         out = {"z": z, "policy": jnp.exp(actor(features, exists)), "value": critic.value(features)}
         if model.team is not None:
-            out["others"] = features[-model.team.size :].reshape(-1, model.team.actions)
+            out["others"] = dense(features)[-model.team.size :].reshape(-1, model.team.actions)
         z_next, out["reward"], _, hidden = model.imagine(z, action, focal, hidden, key)
         return (z_next, hidden), out
 

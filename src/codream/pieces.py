@@ -1,0 +1,75 @@
+"""Work in pieces that stay in a CPU's cache: on an accelerator everything at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+__all__ = ["each_agent", "mapped", "pieces", "summed"]
+
+
+def pieces(total: int, most: int) -> int:
+    """Into how many equal pieces `total` is to be cut so that none is larger than `most`; on an accelerator 1."""
+    if jax.default_backend() != "cpu":
+        return 1
+    return next(n for n in range(1, total + 1) if total % n == 0 and total // n <= most)
+
+
+def _cut(count: int, axis: int, tree: Any) -> Any:
+    """Axis `axis` of every array in `count` pieces, which become the leading axis."""
+
+    def cut(x: Any) -> Any:
+        shape = (*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+    return jax.tree.map(cut, tree)
+
+
+def mapped(function: Callable[[Any], Any], count: int, tree: Any, axis: int = 0) -> Any:
+    """`function` of `tree`, piece after piece along `axis` of its arrays; arrays of the result are joined there."""
+    if count == 1:
+        return function(tree)
+
+    def join(x: Any) -> Any:
+        x = jnp.moveaxis(x, 0, axis)
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+    return jax.tree.map(join, jax.lax.map(function, _cut(count, axis, tree)))
+
+
+def summed(function: Callable[[Any], tuple[Any, Any]], count: int, tree: Any) -> tuple[Any, Any]:
+    """`function` of `tree` gives (a mean, something for every row): of the pieces, the mean and all rows."""
+    if count == 1:
+        return function(tree)
+    cut = _cut(count, 0, tree)
+    first = jax.tree.map(lambda x: x[0], cut)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first)[0])
+
+    def body(total: Any, piece: Any) -> tuple[Any, Any]:
+        mean, rows = function(piece)
+        return jax.tree.map(lambda a, b: a + b / count, total, mean), rows
+
+    total, rows = jax.lax.scan(body, zeros, cut)
+    return total, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+
+def each_agent(function: Callable[..., Any], *args: Any) -> Any:
+    """`function` of every agent's share of the arguments, whose arrays have a leading agent axis.
+
+    On a CPU one agent after the other: the products of one fill it, and memory is that of one.
+    """
+    if jax.default_backend() != "cpu":
+        return eqx.filter_vmap(function)(*args)
+    arrays, static = eqx.partition(args, eqx.is_array)
+    rest: list[Any] = []
+
+    def one(arrays: Any) -> Any:
+        out, other = eqx.partition(function(*eqx.combine(arrays, static)), eqx.is_array)
+        rest.append(other)
+        return out
+
+    return eqx.combine(jax.lax.map(one, arrays), rest[0])
