@@ -35,6 +35,7 @@ import numpy as np
 import orbax.checkpoint  # noqa: F401  (what every trial would import otherwise)
 import tensorboardX  # noqa: F401
 from gymnasium import spaces
+from tiny import tiny
 
 import codream
 import codream.envs.pettingzoo
@@ -159,20 +160,7 @@ def configuration(algo: str) -> codream.Config:
         ppo = dataclasses.replace(base.ppo, units=16, layers=1, rollout=8, epochs=1, minibatches=2)
         curiosity = dataclasses.replace(base.curiosity, kind="rnd", sharing="hybrid", units=8, layers=1, features=4)
         return dataclasses.replace(base, ppo=ppo, curiosity=curiosity, **common)
-    base = codream.preset("small")
-    sizes = {"hidden": 16, "heads": 2, "units": 16, "encoder_layers": 1, "head_layers": 1, "team_hidden": 16}
-    sizes |= {"team_heads": 2, "reward_bins": 15, "change_bins": 11, "batch": 4, "length": 8}
-    agents = {"units": 16, "context": 4, "horizon": 3, "starts": 4, "value_bins": 15}
-    return dataclasses.replace(
-        base,
-        warmup=40,
-        world_model_every=10,
-        agents_every=10,
-        world_model=dataclasses.replace(base.world_model, **sizes),
-        agents=dataclasses.replace(base.agents, **agents),
-        replay=dataclasses.replace(base.replay, capacity=200),
-        **common,
-    )
+    return tiny(200, warmup=40, world_model_every=10, agents_every=10, **common)
 
 
 # ------------------------------------------------------------------------------------------ one trial, in a child

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from tiny import tiny as tiny_config
 
 import codream
 
@@ -67,21 +68,9 @@ def size(path: Path) -> int:
 
 
 def configuration(driver: str, tiny: bool) -> codream.Config:
-    base = dataclasses.replace(codream.preset("small"), env=ENVS[driver], total_steps=2**31 - 1, checkpoint_every=1_000)
-    if not tiny:
-        return base
-    sizes = {"hidden": 16, "heads": 2, "units": 16, "encoder_layers": 1, "head_layers": 1, "team_hidden": 16}
-    sizes |= {"team_heads": 2, "reward_bins": 15, "change_bins": 11, "batch": 4, "length": 8}
-    agents = {"units": 16, "context": 4, "horizon": 3, "starts": 4, "value_bins": 15}
-    return dataclasses.replace(
-        base,
-        world_model_every=16,
-        agents_every=50,
-        log_every=200,
-        world_model=dataclasses.replace(base.world_model, **sizes),
-        agents=dataclasses.replace(base.agents, **agents),
-        replay=dataclasses.replace(base.replay, capacity=5_000),
-    )
+    """Preset `small`, or with tiny networks, without an end."""
+    base = tiny_config(5_000, world_model_every=16, agents_every=50, log_every=200) if tiny else codream.preset("small")
+    return dataclasses.replace(base, env=ENVS[driver], total_steps=2**31 - 1, checkpoint_every=1_000)
 
 
 def soak(driver: str, minutes: float, tiny: bool, out: Path) -> None:

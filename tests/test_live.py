@@ -18,10 +18,10 @@ import codream
 from codream import ConfigError, Run, cli, preset
 from codream.envs import EnvSpec
 from codream.live import EVENTS, Live, live_table, publish
+from codream.loop import Loop
 from codream.nets import tree_of
 from codream.progress import Bar
 from codream.report.peek import GUESS, Peek
-from codream.trainer import _Loop
 from codream.training import Runner
 
 SPEC = EnvSpec("tag", ("adversary_0", "adversary_1", "agent_0"), ((4,),) * 3, (5,) * 3)
@@ -165,6 +165,6 @@ def test_a_look_that_fails_does_not_stop_training() -> None:
     said: list[str] = []
     bar = SimpleNamespace(note=lambda _: None, update=lambda _: None, say=said.append)
     loop: Any = SimpleNamespace(peek=Broken(), bar=bar, began=0.0, line_began=0.0, steps=0)
-    _Loop._look(loop, tree_of(Runner, state=None))
+    Loop._look(loop, tree_of(Runner, state=None))
     assert said == ["no more looks at this run while it trains: OSError: nothing to see"]
     assert loop.peek is None

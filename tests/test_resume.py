@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import Toy, arrays, assert_same, copy_until, tiny_config, toy_config
 
-from codream import EnvironmentFailure, Run, RunError, TrainingDiverged, train, trainer
+from codream import EnvironmentFailure, Run, RunError, TrainingDiverged, loop, train
 from codream.checkpoint import saved
 from codream.envs import EnvSpec
 from codream.training import HostDriver
@@ -57,7 +57,7 @@ def test_graph_run_resumed_equals_the_uninterrupted_one(runs: Path) -> None:
 
 
 def test_uneven_episodes_are_cut_where_no_common_end_comes(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "PATIENCE", 2)
+    monkeypatch.setattr(loop, "PATIENCE", 2)
     cuts: list[int] = []
     cut = HostDriver.cut
 
@@ -150,9 +150,9 @@ def test_nan_stops_the_run_and_names_its_part(host_run: Run, runs: Path, monkeyp
 def test_later_nans_do_not_hide_the_first() -> None:
     nan, one = jnp.asarray(jnp.nan), jnp.asarray(1.0)
     total = {"a": (one, one), "b": (one, one)}
-    total, fine = trainer._add(total, {"a": (one, one), "b": (nan, one)})
+    total, fine = loop._add(total, {"a": (one, one), "b": (nan, one)})
     assert not fine
-    total, _ = trainer._add(total, {"a": (nan, one), "b": (nan, one)})
+    total, _ = loop._add(total, {"a": (nan, one), "b": (nan, one)})
     assert total["a"][0] == 2
     assert np.isnan(total["b"][0])
 
