@@ -34,6 +34,7 @@ from codream.algorithms import algorithm
 from codream.envs.cooperation import cooperation_counter
 from codream.runs import device, environment_version
 from codream.social import Outcomes
+from codream.together import Together
 from codream.training import GraphDriver
 
 GAMES: dict[str, dict[str, Any]] = {
@@ -72,55 +73,6 @@ VARIANTS: dict[str, Callable[[], Config]] = {
 def clock() -> float:
     """Seconds: on a CPU those of this process alone, as a quiet machine's wall-clock would count them on one core."""
     return time.process_time() if jax.default_backend() == "cpu" else time.monotonic()
-
-
-# ------------------------------------------------------------------------------------------ all seeds at once
-
-
-class Together:
-    """Runs of several seeds in one program: the in-graph driver, mapped over runners.
-
-    How far a rollout is filled is the same in all runs, and is not mapped over, so that the update stays a branch.
-    """
-
-    def __init__(self, env: Any, config: Config, chunk: int):
-        self.config = config.resolve(env.spec)
-        self.driver = GraphDriver(env, self.config, chunk)
-        self._static: Any = None
-        self._advance: Any = None
-
-    def start(self, seeds: list[int]) -> Any:
-        """Arrays of all runners, with a leading axis of runs; and the rows of a rollout that are filled."""
-        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-        runners = eqx.filter_jit(eqx.filter_vmap(self.driver._begin))(keys)
-        arrays, self._static = eqx.partition(runners, eqx.is_array)
-
-        def one(arrays: Any, filled: Any) -> Any:
-            runner = eqx.combine(eqx.tree_at(_filled, arrays, filled, is_leaf=lambda x: x is None), self._static)
-            arrays, metrics = self.driver._scan(runner)
-            arrays = eqx.filter(arrays, eqx.is_array)
-            return (eqx.tree_at(_filled, arrays, None), _filled(arrays)), metrics
-
-        self._advance = jax.jit(jax.vmap(one, in_axes=(0, None), out_axes=((0, None), 0)), donate_argnums=0)
-        # Every leaf a buffer of its own, since the chunks reuse them.
-        return jax.tree.map(jnp.array, (eqx.tree_at(_filled, arrays, None), _filled(arrays)[0]))
-
-    def advance(self, arrays: Any) -> tuple[Any, Any]:
-        """One chunk of steps of all runs, and their metrics, which have a leading axis of runs."""
-        return self._advance(*arrays)
-
-    def steps(self, arrays: Any) -> int:
-        """Environment steps that every run has done."""
-        return int(arrays[0].state.steps.min())
-
-    def state(self, arrays: Any, run: int) -> Any:
-        """What one of the runs needs for acting."""
-        mine = jax.tree.map(lambda x: x[run], arrays[0])
-        return eqx.combine(mine, self._static).state.for_acting()
-
-
-def _filled(runner: Any) -> Any:
-    return runner.state.rollout.filled
 
 
 def judged(env: Any, config: Config, states: list[Any], episodes: int, length: int) -> list[dict[str, Any]]:
@@ -166,28 +118,31 @@ def train(game: str, variant: str, args: argparse.Namespace, seconds: float | No
     config = dataclasses.replace(
         VARIANTS[variant](), env=f"jaxmarl:{game}", env_kwargs=GAMES[game], total_steps=args.steps
     )
-    together = Together(env, config, chunk=config.ppo.rollout)
-    arrays = together.start(list(range(args.seeds)))
+    resolved = config.resolve(env.spec)
+    driver = GraphDriver(env, resolved, chunk=config.ppo.rollout)
+    together = Together(driver, args.seeds)
+    runners = together.join([driver.start(jax.random.key(seed)) for seed in range(args.seeds)])
     length = GAMES[game]["num_inner_steps"]
 
     def judge() -> list[dict[str, Any]]:
-        states = [together.state(arrays, run) for run in range(args.seeds)]
-        return judged(env, together.config, states, args.episodes, length)
+        states = [together.member(runners, run).state.for_acting() for run in range(args.seeds)]
+        return judged(env, resolved, states, args.episodes, length)
 
     found: dict[str, Any] = {"config": json.loads(config.to_json()), "seeds": args.seeds, "episodes": args.episodes}
     spent, steps, curve, totals = 0.0, 0, [], None
     while "steps" not in found or (seconds is not None and spent < seconds):
         began = clock()
-        arrays, metrics = together.advance(arrays)
+        runners, metrics = together.advance(runners)
         jax.block_until_ready(metrics)
-        before, steps = steps, together.steps(arrays)
+        before, steps = steps, int(together.steps(runners).min())
         if before:  # the first chunk also compiles
             spent += clock() - began
         totals = metrics if totals is None else jax.tree.map(jnp.add, totals, metrics)
         every = args.steps // 40
         if steps // every > before // every:
-            means = {k: np.asarray(a) / np.maximum(np.asarray(n), 1) for k, (a, n) in jax.device_get(totals).items()}
-            curve.append({"steps": steps, "seconds": spent, **{k: x.tolist() for k, x in means.items()}})
+            sums = jax.device_get(totals)
+            means = {k: [float(run[k][0]) / max(float(run[k][1]), 1.0) for run in sums] for k in sums[0]}
+            curve.append({"steps": steps, "seconds": spent, **means})
             totals = None
         if before < args.steps <= steps:
             found["steps"] = {"steps": steps, "seconds": spent, "judged": judge()}

@@ -18,9 +18,9 @@ import codream
 from codream import ConfigError, Run, cli, preset
 from codream.envs import EnvSpec
 from codream.live import EVENTS, Live, live_table, publish
-from codream.loop import Loop
 from codream.nets import tree_of
 from codream.progress import Bar
+from codream.recording import Record
 from codream.report.peek import GUESS, Peek
 from codream.training import Runner
 
@@ -163,8 +163,8 @@ def test_a_look_that_fails_does_not_stop_training() -> None:
             raise OSError("nothing to see")
 
     said: list[str] = []
-    bar = SimpleNamespace(note=lambda _: None, update=lambda _: None, say=said.append)
-    loop: Any = SimpleNamespace(peek=Broken(), bar=bar, began=0.0, line_began=0.0, steps=0)
-    Loop._look(loop, tree_of(Runner, state=None))
+    bar = SimpleNamespace(update=lambda _: None, say=said.append)
+    record: Any = SimpleNamespace(peek=Broken(), bar=bar, _began=0.0, _line_began=0.0, steps=0, _note=lambda _: None)
+    Record._look(record, lambda: tree_of(Runner, state=None))
     assert said == ["no more looks at this run while it trains: OSError: nothing to see"]
-    assert loop.peek is None
+    assert record.peek is None

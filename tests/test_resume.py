@@ -149,10 +149,10 @@ def test_nan_stops_the_run_and_names_its_part(host_run: Run, runs: Path, monkeyp
 
 def test_later_nans_do_not_hide_the_first() -> None:
     nan, one = jnp.asarray(jnp.nan), jnp.asarray(1.0)
-    total = {"a": (one, one), "b": (one, one)}
-    total, fine = loop._add(total, {"a": (one, one), "b": (nan, one)})
-    assert not fine
-    total, _ = loop._add(total, {"a": (nan, one), "b": (nan, one)})
+    totals = ({"a": (one, one), "b": (one, one)},)
+    totals, fine = loop._add(totals, ({"a": (one, one), "b": (nan, one)},))
+    assert not fine.any()
+    (total,), _ = loop._add(totals, ({"a": (nan, one), "b": (nan, one)},))
     assert total["a"][0] == 2
     assert np.isnan(total["b"][0])
 

@@ -10,7 +10,7 @@ from codream.inspection import Inspection, inspect
 from codream.presets import preset
 from codream.report import compare, report, watch
 from codream.runs import Run, RunError
-from codream.trainer import TrainingDiverged, train
+from codream.trainer import TrainingDiverged, train, train_seeds
 
 __all__ = [
     "Agents",
@@ -37,5 +37,6 @@ __all__ = [
     "preset",
     "report",
     "train",
+    "train_seeds",
     "watch",
 ]

@@ -31,7 +31,7 @@ from codream.live import WandbMode
 from codream.presets import preset
 from codream.report import compare, report, watch
 from codream.runs import Run, RunError
-from codream.trainer import train
+from codream.trainer import train, train_seeds
 
 __all__ = ["main"]
 
@@ -54,6 +54,8 @@ class Train:
     """With --resume: go on from the checkpoint at this step instead of the latest."""
     root: str = "runs"
     """Folder of all runs."""
+    seeds: int = 1
+    """Train this many seeds, from --seed on, as one program, each as a run of its own (environments inside JAX)."""
     env_kwargs: str | None = None
     """Keyword arguments of the environment, as JSON, e.g. '{"max_cycles": 50}'."""
     episodes: int = 100
@@ -220,22 +222,25 @@ def _train(command: Train) -> None:
         raise ConfigError("--checkpoint needs --resume RUN: it says from which of the run's checkpoints to go on")
     if command.name is not None and command.resume is not None:
         raise ConfigError("--name is for a new run; --resume goes on in the folder of the run")
-    run = train(
-        config,
-        name=command.name,
-        resume=command.resume,
-        checkpoint=command.checkpoint,
-        root=command.root,
-        wandb=command.wandb,
-        peek=command.peek,
-    )
-    if command.episodes:
-        result = evaluate(load(run), episodes=command.episodes)
-        Console().print(result.table())
-        _report_after(run, result)
-    print(f"The run lies in {run.path}")
-    print(f"  see what it learned: open {run.path / 'report.html'}")
-    print(f"  evaluate it more precisely: codream evaluate {run.path}")
+    where = {"name": command.name, "resume": command.resume, "root": command.root, "peek": command.peek}
+    if command.seeds == 1:
+        runs = [train(config, checkpoint=command.checkpoint, wandb=command.wandb, **where)]
+    elif command.checkpoint is not None or command.wandb != "off":
+        raise ConfigError("--checkpoint and --wandb are for one run; with them leave --seeds at 1")
+    else:
+        runs = train_seeds(config, seeds=command.seeds, **where)
+    for run in runs:
+        if command.episodes:
+            result = evaluate(load(run), episodes=command.episodes)
+            Console().print(result.table())
+            _report_after(run, result)
+    for run in runs:
+        print(f"The run lies in {run.path}")
+        print(f"  see what it learned: open {run.path / 'report.html'}")
+    if len(runs) > 1:
+        print(f"See them side by side: codream compare {' '.join(str(run.path) for run in runs)}")
+    else:
+        print(f"  evaluate it more precisely: codream evaluate {runs[0].path}")
 
 
 def _evaluate(command: Evaluate) -> None:

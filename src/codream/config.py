@@ -216,6 +216,8 @@ class Config:
     """What the products of matwm's networks are computed in. Parameters, sums, returns and losses are float32."""
     devices: int = 1
     """Devices that share the batches of sequences and of imagined trajectories."""
+    async_collect: bool = False
+    """Learn from a step while a host environment takes the next one: actions are by the policy of an update earlier."""
     world_model: WorldModelConfig = WorldModelConfig()
     agents: AgentConfig = AgentConfig()
     replay: ReplayConfig = ReplayConfig()
@@ -361,6 +363,8 @@ def _check_design(config: Config) -> None:
             f"precision and devices are options of algo=matwm; got {config.precision} and {config.devices}, use "
             "float32 and 1"
         )
+    if config.async_collect:
+        raise ConfigError("PPO learns from what its current policy did, so algo=wm_rnd has no async_collect")
     if config.partners.random_share > 0 or config.partners.past_share > 0 or config.warmup > 0:
         raise ConfigError(
             "PPO learns from its own actions only, so algo=wm_rnd needs partners.random_share, partners.past_share "

@@ -60,15 +60,18 @@ class Run:
     path: Path
 
     @staticmethod
-    def create(config: Config, spec: EnvSpec, *, name: str | None, root: str | Path, by_object: bool) -> Run:
+    def create(
+        config: Config, spec: EnvSpec, *, name: str | None, root: str | Path, by_object: bool, seeds: int = 1
+    ) -> Run:
         """Make a new folder; never touches one that exists.
 
         `config`: resolved. `by_object`: the environment was given as an object, so its name alone cannot
-        make it. Raises RunError if `name` is given and exists; a default name gets a number instead.
+        make it. `seeds`: how many train together. Raises RunError if `name` is given and exists; a default name
+        gets a number instead.
         """
         about = {
             "versions": library_versions(),
-            "device": device(),
+            "device": device() + (f", shared by {seeds} seeds" if seeds > 1 else ""),
             "environment": {
                 "name": spec.name,
                 "version": environment_version(spec.name),

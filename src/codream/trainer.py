@@ -1,7 +1,9 @@
-"""`train`: a configuration in, a run folder out; or a run that goes on as if it had never stopped."""
+"""`train`: a configuration in, a run folder out; or a run that goes on as if it had never stopped. `train_seeds`:
+several at once."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from pathlib import Path
@@ -16,13 +18,15 @@ from codream.live import Live, WandbMode
 from codream.loop import Loop
 from codream.presets import preset
 from codream.progress import Bar, to_stderr
+from codream.recording import Record
 from codream.report import report
 from codream.report.peek import Peek
 from codream.runs import Run, RunError, build_env
 from codream.scoring import Scorer
+from codream.together import Alone, Runs, Together
 from codream.training import GraphDriver, HostDriver, Runner, driver_for
 
-__all__ = ["CHANGEABLE", "TrainingDiverged", "train"]
+__all__ = ["CHANGEABLE", "TrainingDiverged", "train", "train_seeds"]
 
 CHANGEABLE = (
     "total_steps",
@@ -81,37 +85,148 @@ def train(
     `config.env_time_limit`), TrainingDiverged where something is not finite (see `config.on_nan`).
     """
     Live.check(wandb)
-    run = None
-    if resume is None:
-        config = config or preset("small")
-    else:
-        run = Run.open(resume, root)
-        config = config or run.config
-        if run.about["environment"]["by_object"] and env is None:
-            raise RunError(f"{run.path} was trained on an environment given as an object; pass it again: env=…")
-    made, config = _environment(config, env)
-    driver = driver_for(made, config)
+    resumed = None if resume is None else Run.open(resume, root)
+    config = config or (preset("small") if resumed is None else resumed.config)
+    if resumed is not None and resumed.about["environment"]["by_object"] and env is None:
+        raise RunError(f"{resumed.path} was trained on an environment given as an object; pass it again: env=…")
+    request = _Request(config, name, resumed, checkpoint)
+    return _trained([request], env, root, progress, wandb, peek)[0]
+
+
+def train_seeds(
+    config: Config | None = None,
+    *,
+    seeds: int,
+    env: Any = None,
+    name: str | None = None,
+    resume: str | Path | Run | None = None,
+    root: str | Path = "runs",
+    progress: bool = True,
+    peek: bool = False,
+) -> list[Run]:
+    """`train` with the seeds `config.seed`, `config.seed` + 1, …, as one program on an in-graph environment.
+
+    Every seed has a run of its own, `name`-seed0 and so on, which is what `train` would make of it but for the rounding
+    of products that are computed together, and can be resumed and evaluated by itself. `seconds` in its metrics are
+    those of all. `resume`: the run of the first seed; those of the others are found by their names, and those that are
+    complete are left as they are. `peek`: at the first seed. A seed that diverges stops, the others go on.
+
+    Raises what `train` does; ConfigError also for a host environment, several `devices` and less than one seed.
+    """
+    if seeds < 1:
+        raise ConfigError(f"seeds must be at least 1, got {seeds}")
+    first = None if resume is None else Run.open(resume, root)
+    config = config or (preset("small") if first is None else first.config)
+    if config.devices != 1:
+        raise ConfigError(f"several seeds are trained together on one device; got devices={config.devices}")
+    requests = []
+    for seed in range(config.seed, config.seed + seeds):
+        own = None if name is None else f"{name}-seed{seed}"
+        resumed = None if first is None else _sibling(first, config.seed, seed)
+        requests.append(_Request(dataclasses.replace(config, seed=seed), own, resumed, None))
+    done = [r.resumed for r in requests if r.resumed is not None and _complete(r.resumed, config)]
+    requests = [r for r in requests if r.resumed not in done]
+    if first is not None and not requests:
+        raise RunError(
+            f"all of these runs have reached their total of {config.total_steps} steps; to go on, give a larger one: "
+            f"codream train --resume {first.path} --seeds {seeds} --total-steps {2 * config.total_steps}"
+        )
+    runs = _trained(requests, env, root, progress, "off", peek)
+    return sorted([*done, *runs], key=lambda run: run.config.seed)
+
+
+def _sibling(first: Run, first_seed: int, seed: int) -> Run:
+    """The run of another seed that was trained together with `first`, by its name."""
+    ending = f"-seed{first_seed}"
+    if not first.path.name.endswith(ending):
+        raise RunError(
+            f"runs of several seeds have names that end in their seed; {first.path} does not end in {ending}"
+        )
+    return Run.open(first.path.with_name(f"{first.path.name.removesuffix(ending)}-seed{seed}"))
+
+
+def _complete(run: Run, config: Config) -> bool:
+    return max(checkpoints.saved(run.checkpoints), default=0) >= config.total_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """A run to be begun, or gone on with."""
+
+    config: Config
+    name: str | None
+    resumed: Run | None
+    checkpoint: int | None
+
+
+def _trained(
+    requests: list[_Request], env: Any, root: str | Path, progress: bool, wandb: WandbMode, peek: bool
+) -> list[Run]:
+    """Train what is asked for, all of one configuration but for the seed, and return the runs."""
+    made, config = _environment(requests[0].config, env)
+    requests = [dataclasses.replace(r, config=dataclasses.replace(config, seed=r.config.seed)) for r in requests]
+    copies = lambda n: build_env(config, n, env)  # noqa: E731
     try:
-        copies = lambda n: build_env(config, n, env)  # noqa: E731
-        score = Scorer(config, made.spec, copies) if config.checkpoints_best is not None else None
-        if run is None:
-            run = Run.create(config, made.spec, name=name, root=root, by_object=env is not None)
-        with run.locked():
-            runner, rollbacks = (None, 0) if resume is None else _resumed(run, driver, config, checkpoint)
-            begun = int(runner.state.steps) if runner is not None else 0
-            with Bar("train", config.total_steps, start=begun, show=progress) as bar, LeaveRequests(bar.warn) as leave:
-                live = Live(run.path, config, begun=begun, wandb=wandb, tell=bar.warn)
-                looks = Peek(str(run.path), config, live, copies) if peek else None
-                loop = Loop(run, driver, config, bar, live, leave, looks, score)
-                try:
-                    loop.go(runner, rollbacks)
-                finally:
-                    live.close()
+        together = _together(driver_for(made, config), config, len(requests))
+        scores = [
+            Scorer(r.config, made.spec, copies) if config.checkpoints_best is not None else None for r in requests
+        ]
+        runs = _folders(requests, made.spec, root, by_object=env is not None)
+        with contextlib.ExitStack() as stack:
+            for run in runs:
+                stack.enter_context(run.locked())
+            resumed = [
+                (None, 0) if r.resumed is None else _resumed(run, together.driver, r.config, r.checkpoint)
+                for r, run in zip(requests, runs, strict=True)
+            ]
+            begun = [0 if runner is None else int(runner.state.steps) for runner, _ in resumed]
+            title = "train" if len(runs) == 1 else f"train {len(runs)} seeds"
+            bar = stack.enter_context(Bar(title, config.total_steps, start=min(begun), show=progress))
+            leave = stack.enter_context(LeaveRequests(bar.warn))
+            records = []
+            for k, (run, request) in enumerate(zip(runs, requests, strict=True)):
+                live = Live(run.path, request.config, begun=begun[k], wandb=wandb, tell=bar.warn)
+                stack.callback(live.close)
+                looks = Peek(str(run.path), request.config, live, copies) if peek and k == 0 else None
+                kept = {"peek": looks, "score": scores[k], "rollbacks": resumed[k][1], "shown": k == 0}
+                records.append(Record(run, made.spec, request.config, bar, live, **kept))
+            Loop(together, records, bar, leave).go([runner for runner, _ in resumed])
     finally:
         if env is None and isinstance(made, HostEnv):
             made.close()
-    _draw(run)
-    return run
+    for run in runs:
+        _draw(run)
+    return runs
+
+
+def _together(driver: HostDriver | GraphDriver, config: Config, count: int) -> Runs:
+    if count == 1:
+        return Alone(driver, config.devices)
+    if isinstance(driver, GraphDriver):
+        return Together(driver, count)
+    raise ConfigError(
+        f"several seeds are trained together where the environment is part of the program (jaxmarl:…, socialjax:…); "
+        f"{config.env} runs on the host: train its seeds one by one"
+    )
+
+
+def _folders(requests: list[_Request], spec: EnvSpec, root: str | Path, *, by_object: bool) -> list[Run]:
+    """The run that each asks for; none is made if one of them cannot be."""
+    runs: list[Run] = []
+    made: list[Run] = []
+    try:
+        for request in requests:
+            run = request.resumed
+            if run is None:
+                about = {"by_object": by_object, "seeds": len(requests)}
+                run = Run.create(request.config, spec, name=request.name, root=root, **about)
+                made.append(run)
+            runs.append(run)
+    except RunError:
+        for run in made:
+            run.remove()
+        raise
+    return runs
 
 
 def _draw(run: Run) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from codream.algorithms import algorithm
-from codream.config import Config
+from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv, TimeStep
 from codream.guards import TimeLimit
 from codream.health import checks, summed
@@ -93,8 +93,16 @@ class HostDriver:
         self.env, self.config, self.spec = env, config, env.spec
         self._limit = TimeLimit(config.env_time_limit, EnvironmentFailure)
         self._resting = True  # no episode is running, so the next step starts one in every copy
-        self._choose = eqx.filter_jit(lambda runner: choose(runner, config))
+        self._chosen: tuple[Choice, Any] | None = None  # for the next step already, see `config.async_collect`
+        self._steps: int | None = None  # counted here, so that nobody waits for the device to know them
+        self._last = np.zeros(0, bool)
         self._seeds = jax.jit(jax.vmap(lambda key: jax.random.randint(key, (), 0, 2**31 - 1)))
+
+        def chosen(runner: Runner) -> tuple[Choice, Any]:
+            choice = choose(runner, config)
+            return choice, (choice.action, self._seeds(choice.env_keys))
+
+        self._choose = eqx.filter_jit(chosen)
         # The runner's buffers are reused for the next one, replay included.
         self._learn = eqx.filter_jit(
             lambda seen, runner: learn(runner, seen[0], seen[1], None, config), donate="all-except-first"
@@ -106,23 +114,40 @@ class HostDriver:
         seeds = np.asarray(self._seeds(jax.random.split(env_key, self.config.num_envs)))
         with self._limit(f"reset of {self.spec.name}"):
             here = self.env.reset(seeds)
-        self._resting = False
-        return Runner(state, memory, jax.tree.map(jnp.asarray, here), None, returns, key)
+        self._new(resting=False)
+        return Runner(state, memory, jax.device_put(here, may_alias=False), None, returns, key)
 
     def advance(self, runner: Runner) -> tuple[Runner, Metrics]:
         """One step of all copies, and the updates it buys. `runner` is used up.
 
-        With a new environment `runner` must be `whole`: its copies are reset, as they would have been anyway.
+        With a new environment `runner` must be `whole`: its copies are reset, as they would have been anyway. With
+        `config.async_collect` the next actions are chosen before the device begins to learn from this step: it learns
+        while the environment takes the next one.
         """
         if self._resting and not self.whole(runner):
             raise ValueError("a run on a host environment can only go on from where all its copies' episodes end")
-        choice = self._choose(runner)
-        seeds = np.asarray(self._seeds(choice.env_keys))
-        action = np.asarray(choice.action)
+        choice, wanted = self._chosen or self._choose(runner)
+        done = self._steps
+        if done is None:
+            done, self._last = jax.device_get((runner.state.steps, runner.here.last))
+        action, seeds = jax.device_get(wanted)
         with self._limit(f"{'reset' if self._resting else 'step'} of {self.spec.name}"):
             there = self.env.reset(seeds) if self._resting else self.env.step(action, seeds)
         self._resting = False
-        return self._learn((choice, jax.tree.map(jnp.asarray, there)), runner)
+        self._steps, self._last = int(done) + int(np.sum(~self._last)), np.asarray(there.last)
+        there = jax.device_put(there, may_alias=False)
+        if self.config.async_collect:
+            seen = Runner(runner.state, choice.memory, there, None, runner.episode_return, choice.key)
+            self._chosen = self._choose(seen)
+        return self._learn((choice, there), runner)
+
+    def steps(self, runner: Runner) -> int:
+        """Environment steps that `runner`, the latest, has done."""
+        return int(runner.state.steps) if self._steps is None else self._steps
+
+    def _new(self, *, resting: bool) -> None:
+        """The next runner is not the one that `advance` gave last."""
+        self._resting, self._chosen, self._steps = resting, None, None
 
     def run(self, runner: Runner) -> Iterator[tuple[Runner, Metrics]]:
         """Yield the runner and its metrics after every step of all copies."""
@@ -142,7 +167,7 @@ class HostDriver:
 
     def cut(self, runner: Runner) -> Runner:
         """End every running episode here, as a time limit would."""
-        self._resting = True
+        self._new(resting=True)
         here = runner.here
         return eqx.tree_at(
             lambda r: (r.here.last, r.here.acting),
@@ -156,7 +181,7 @@ class HostDriver:
 
     def rest(self) -> None:
         """The next runner comes from a checkpoint: its copies' episodes have ended."""
-        self._resting = True
+        self._new(resting=True)
 
 
 class GraphDriver:
@@ -164,7 +189,7 @@ class GraphDriver:
 
     def __init__(self, env: GraphEnv, config: Config, chunk: int = 16):
         self.env, self.config, self.spec, self.chunk = env, config, env.spec, chunk
-        self._chunk = eqx.filter_jit(self._scan, donate="all")
+        self._chunk = eqx.filter_jit(self.scanned, donate="all")
 
     def _begin(self, key: PRNGKeyArray) -> Runner:
         init_key, env_key, key = jax.random.split(key, 3)
@@ -186,7 +211,8 @@ class GraphDriver:
         env_state, there = jax.vmap(self.env.step)(choice.env_keys, runner.env_state, choice.action)
         return learn(runner, choice, there, env_state, self.config)
 
-    def _scan(self, runner: Runner) -> tuple[Runner, Metrics]:
+    def scanned(self, runner: Runner) -> tuple[Runner, Metrics]:
+        """What `advance` compiles."""
         params, static = eqx.partition(runner, eqx.is_array)
 
         def body(params: Any, _: None) -> tuple[Any, Metrics]:
@@ -199,6 +225,10 @@ class GraphDriver:
     def advance(self, runner: Runner) -> tuple[Runner, Metrics]:
         """One chunk of steps and updates, and the sums of their metrics. `runner` is used up."""
         return self._chunk(runner)
+
+    def steps(self, runner: Runner) -> int:
+        """Environment steps that `runner` has done."""
+        return int(runner.state.steps)
 
     def run(self, runner: Runner) -> Iterator[tuple[Runner, Metrics]]:
         """Yield the runner and its summed metrics after every chunk."""
@@ -220,5 +250,9 @@ class GraphDriver:
 
 
 def driver_for(env: HostEnv | GraphEnv, config: Config) -> HostDriver | GraphDriver:
-    """The driver for an environment; `config` must be resolved for it."""
-    return HostDriver(env, config) if isinstance(env, HostEnv) else GraphDriver(env, config)
+    """The driver for an environment; `config` must be resolved for it. Raises ConfigError where it cannot be."""
+    if isinstance(env, HostEnv):
+        return HostDriver(env, config)
+    if config.async_collect:
+        raise ConfigError(f"async_collect is for environments on the host; {config.env} is part of the program")
+    return GraphDriver(env, config)

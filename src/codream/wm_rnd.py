@@ -141,15 +141,16 @@ def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metr
     """Learn from the rollout when it is full."""
     params, static = eqx.partition(state, eqx.is_array)
 
-    @jax.jit  # so that it is traced once, for the shapes and for the branch
+    @jax.jit  # so that it is traced once, for the shapes and for the loop
     def learned(params: Any, key: PRNGKeyArray) -> tuple[Any, dict[str, Array]]:
         state, values = learn(eqx.combine(params, static), key, config)
         return eqx.filter(state, eqx.is_array), values
 
     zeros = zeros_like_result(learned, params, key)[1]
-    full = state.rollout.full
-    params, values = jax.lax.cond(full, learned, lambda params, key: (params, zeros), params, key)
-    return eqx.combine(params, static), {name: (x, full.astype(jnp.int32)) for name, x in values.items()}
+    count = state.rollout.full.astype(jnp.int32)
+    # A loop of one turn or none: unlike a branch it stays one where several seeds are mapped over.
+    params, values = jax.lax.fori_loop(0, count, lambda _, carry: learned(carry[0], key), (params, zeros))
+    return eqx.combine(params, static), {name: (x, count) for name, x in values.items()}
 
 
 # ------------------------------------------------------------------------------------------ learning
