@@ -1,11 +1,14 @@
 """What an update of WM-RND costs, against the number of imagined steps and of agents; and what training costs beside
 the bare environment and independent PPO.
 
-    python benchmarks/wm_rnd_cost.py [--parts operations times speed] [--repeats 5] [--out FILE]
+    python benchmarks/wm_rnd_cost.py [--parts operations times speed] [--repeats 5] [--clock cpu] [--out FILE]
+    python benchmarks/wm_rnd_cost.py --parts speed --env socialjax:coin_game --copies 16 --rollout 64 \
+        --imagination-steps 32
 
 `operations`: counted in matrix products, without running anything. `times`: one update of everything on a full rollout.
-`speed`: environment steps per second on coin_game. Agents' numbers are varied on a toy whose observations do not grow
-with them. Machines are noisy: times are medians, with the fastest beside.
+`speed`: environment steps per second on `--env`. Agents' numbers are varied on a toy whose observations do not grow
+with them. Machines are noisy: times are medians, with the fastest beside; `--clock cpu` counts the process's own time
+(on one core) instead of the wall's.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from codream.flops import count_flops
 from codream.training import GraphDriver
 
 STEPS, AGENTS = (8, 16, 32, 64), (2, 4, 8)
-COIN_GAME = {"num_inner_steps": 50, "num_outer_steps": 1}
+KEYWORDS = {"jaxmarl:coin_game": {"num_inner_steps": 50, "num_outer_steps": 1}}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Crowd:
@@ -90,18 +94,20 @@ def counted(env: Any, config: Config) -> tuple[float, float]:
     return count_flops(everything, shapes, key) / 1e9, (count_flops(imagined, shapes, key) + passes) / 1e9
 
 
-def timed(env: Any, config: Config, repeats: int) -> tuple[float, float]:
+def timed(env: Any, config: Config, args: argparse.Namespace) -> tuple[float, float]:
     """Median and least seconds of one update of everything."""
     state, key = eqx.filter_jit(state_of)(env, config), jax.random.key(1)
     learn = eqx.filter_jit(lambda state, key: wm_rnd.learn(state, key, config))
 
+    clock = CLOCKS[args.clock]
+
     def once() -> float:
-        began = time.perf_counter()
+        began = clock()
         jax.block_until_ready(eqx.filter(learn(state, key), eqx.is_array))
-        return time.perf_counter() - began
+        return clock() - began
 
     once()
-    times = [once() for _ in range(repeats)]
+    times = [once() for _ in range(args.repeats)]
     return statistics.median(times), min(times)
 
 
@@ -119,28 +125,28 @@ def cost_table(args: argparse.Namespace) -> str:
         everything, part = counted(env, config)
         measured = "unmeasured | "
         if "times" in args.parts:
-            median, least = timed(env, config, args.repeats)
+            median, least = timed(env, config, args)
             measured = f"{median:.3f} | {least:.3f}"
         lines.append(f"| {agents} | {steps} | {view} | {everything:.1f} | {part:.1f} | {measured} |")
         print(lines[-1], flush=True)
     return "\n".join(lines)
 
 
-def rate(run: Any, steps: int, repeats: int) -> float:
+def rate(run: Any, steps: int, repeats: int, clock: Any) -> float:
     """Environment steps per second of the fastest of some calls, the first (which compiles) apart."""
     run()
     times = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = clock()
         run()
-        times.append(time.perf_counter() - began)
+        times.append(clock() - began)
     return steps / min(times)
 
 
 def speed_table(args: argparse.Namespace) -> str:
     """Environment steps per second: random actions, ippo, wm_rnd, original."""
-    env: Any = codream.make_env("jaxmarl:coin_game", **COIN_GAME)
-    copies, rows = 64, 32
+    env: Any = codream.make_env(args.env, **KEYWORDS.get(args.env, {}))
+    copies, rows, clock = args.copies, args.rollout, CLOCKS[args.clock]
 
     @jax.jit
     def bare(key: PRNGKeyArray) -> Array:
@@ -151,11 +157,16 @@ def speed_table(args: argparse.Namespace) -> str:
             state, there = jax.vmap(env.step)(jax.random.split(key, copies), state, actions)
             return state, there.reward.sum()
 
-        return jax.lax.scan(body, state, jax.random.split(key, 100 * rows))[1].sum()
+        return jax.lax.scan(body, state, jax.random.split(key, 10 * rows))[1].sum()
 
-    found = {"random actions": rate(lambda: bare(jax.random.key(0)).block_until_ready(), 100 * rows * copies, 3)}
+    found = {"random actions": rate(lambda: bare(jax.random.key(0)).block_until_ready(), 10 * rows * copies, 3, clock)}
     for name in ("ippo", "wm_rnd", "original"):
-        driver = GraphDriver(env, preset(name).resolve(env.spec), chunk=rows)
+        config = dataclasses.replace(preset(name), num_envs=copies)
+        config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, rollout=rows))
+        if args.imagination_steps is not None:
+            projection = dataclasses.replace(config.projection, imagination_steps=args.imagination_steps)
+            config = dataclasses.replace(config, projection=projection)
+        driver = GraphDriver(env, config.resolve(env.spec), chunk=rows)
         runner = driver.start(jax.random.key(0))
 
         def run(driver: GraphDriver = driver) -> None:
@@ -163,8 +174,9 @@ def speed_table(args: argparse.Namespace) -> str:
             runner, metrics = driver.advance(runner)
             jax.block_until_ready(metrics)
 
-        found[name] = rate(run, rows * copies, args.repeats)
-    lines = ["| coin_game, 64 copies | environment steps per second |", "|---|---|"]
+        found[name] = rate(run, rows * copies, args.repeats, clock)
+        print(f"{name}: {found[name]:,.0f}", flush=True)
+    lines = [f"| {args.env}, {copies} copies × {rows} steps | environment steps per second |", "|---|---|"]
     return "\n".join([*lines, *(f"| {name} | {value:,.0f} |" for name, value in found.items())])
 
 
@@ -173,9 +185,14 @@ def main() -> None:
     parts = ["operations", "times", "speed"]
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    parser.add_argument("--env", default="jaxmarl:coin_game")
+    parser.add_argument("--copies", type=int, default=64)
+    parser.add_argument("--rollout", type=int, default=32)
+    parser.add_argument("--imagination-steps", type=int, help="of those that imagine; the presets' own if not given")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    tables = [f"{jax.devices()[0].device_kind}, jax {jax.__version__}; preset wm_rnd."]
+    tables = [f"{jax.devices()[0].device_kind}, jax {jax.__version__}; preset wm_rnd, {args.clock} clock."]
     if {"operations", "times"} & set(args.parts):
         tables.append(cost_table(args))
     if "speed" in args.parts:
