@@ -1,5 +1,7 @@
 """Whole runs on games whose right answer is known on paper. Small nets; a few seconds each."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from probe_envs import ConstantReward, OtherActs, Recall
 from tiny import tiny
 
 from codream import matwm
+from codream.together import Together
 from codream.training import GraphDriver
 from codream.world_model import WorldModel
 
@@ -153,3 +156,33 @@ def test_recalling_a_hidden_cue_needs_memory():
     # Every second step asks.
     assert (2 * played(env, config, state) > 0.9).all()
     assert abs(2 * played(env, config, state, forget=True) - 0.5).max() < 0.1
+
+
+@pytest.mark.slow
+def test_learning_curves_in_bfloat16_are_those_in_float32():
+    """Six seeds each: at every mark the 95 % intervals of what the follower earns overlap, and both learn to follow."""
+    env, seeds, marks = OtherActs(), 6, 5
+    curves = []
+    for precision in ("float32", "bfloat16"):
+        config = dataclasses.replace(configured(env, agents=LINEAR), precision=precision)
+        driver = GraphDriver(env, config, chunk=1000 // marks)
+        together = Together(driver, seeds)
+        runners = together.join([driver.start(jax.random.key(seed)) for seed in range(seeds)])
+        curve = []
+        for _ in range(marks):
+            runners, metrics = together.advance(runners)
+            returns = [jax.device_get(one["episode/return/follower"]) for one in metrics]
+            curve.append([float(total / count) for total, count in returns])
+        curves.append(np.asarray(curve))
+    means, errors = (np.stack([f(curve) for curve in curves]) for f in (mean_of, error_of))
+    apart = np.abs(means[0] - means[1])
+    assert (apart <= 2.57 * errors.sum(axis=0)).all(), (means, errors)  # Student's t for six
+    assert (means[:, -1] > 0.9 * env.length).all()
+
+
+def mean_of(curve):
+    return curve.mean(axis=1)
+
+
+def error_of(curve):
+    return curve.std(axis=1, ddof=1) / np.sqrt(curve.shape[1])
