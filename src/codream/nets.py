@@ -151,7 +151,7 @@ def lowered(tree: Any, precision: str) -> Any:
     def lower(node: Any) -> Any:
         if not isinstance(node, Linear):
             return node
-        return Linear(node.weight.astype(precision), node.bias)
+        return eqx.tree_at(lambda layer: layer.weight, node, node.weight.astype(precision))
 
     return jax.tree.map(lower, tree, is_leaf=lambda node: isinstance(node, Linear))
 
