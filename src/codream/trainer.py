@@ -16,13 +16,14 @@ from codream.live import Live, WandbMode
 from codream.loop import Loop
 from codream.presets import preset
 from codream.progress import Bar, to_stderr
+from codream.reading import flat
 from codream.report import report
 from codream.report.peek import Peek
 from codream.runs import Run, RunError, build_env
 from codream.scoring import Scorer
 from codream.training import GraphDriver, HostDriver, Runner, driver_for
 
-__all__ = ["CHANGEABLE", "TrainingDiverged", "train"]
+__all__ = ["CHANGEABLE", "TrainingDiverged", "environment_of", "train"]
 
 CHANGEABLE = (
     "total_steps",
@@ -89,7 +90,7 @@ def train(
         config = config or run.config
         if run.about["environment"]["by_object"] and env is None:
             raise RunError(f"{run.path} was trained on an environment given as an object; pass it again: env=…")
-    made, config = _environment(config, env)
+    made, config = environment_of(config, env)
     driver = driver_for(made, config)
     try:
         copies = lambda n: build_env(config, n, env)  # noqa: E731
@@ -127,7 +128,7 @@ def _draw(run: Run) -> None:
         )
 
 
-def _environment(config: Config, env: Any) -> tuple[HostEnv | GraphEnv, Config]:
+def environment_of(config: Config, env: Any) -> tuple[HostEnv | GraphEnv, Config]:
     """The environment, and the configuration resolved for it."""
     made = build_env(config, config.num_envs, env)
     if env is not None:
@@ -162,7 +163,7 @@ def _resumed(
 
 
 def _refuse_changes(run: Run, saved: Config, given: Config) -> None:
-    before, after = _flat(saved), _flat(given)
+    before, after = flat(saved), flat(given)
     changed = [name for name in before if before[name] != after[name] and name not in CHANGEABLE]
     if changed:
         raise RunError(
@@ -180,14 +181,3 @@ def _refuse_other_spec(run: Run, saved: EnvSpec, now: EnvSpec) -> None:
                 f"{run.path} was trained on another environment: {field.name} was {before}, now it is "
                 f"{after}. Use the environment and the library versions named in its run.json"
             )
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            flat |= {f"{field.name}.{inner.name}": getattr(value, inner.name) for inner in dataclasses.fields(value)}
-        else:
-            flat[field.name] = value
-    return flat
