@@ -113,10 +113,10 @@ class Bar:
         if self._live:
             self._live.update(self._task, completed=min(done, self._total), speed=speed, note=self._note)
             return
-        left = max(self._total - done, 0) / self._speed if self._speed else 0.0
+        left = f", {clock(max(self._total - done, 0) / self._speed)} left" if self._speed else ""
         self.say(
             f"{self._title}: {done:,}/{self._total:,} {self._unit}, {speed}, "
-            f"{clock(now - self._began)} elapsed, {clock(left)} left" + (f", {self._note}" if self._note else "")
+            f"{clock(now - self._began)} elapsed{left}" + (f", {self._note}" if self._note else "")
         )
 
 

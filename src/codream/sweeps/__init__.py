@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ def sweep(
     outcomes = {name: Outcome("finished" if task.done else "unfinished") for name, task in tasks.items()}
     with Run(folder).locked():
         if not all(task.done for task in tasks.values()):
+            os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died")  # read by Ray; we say so ourselves
             # Ray takes a while to import, and is an extra.
             from codream.sweeps.cluster import Wanted, carry_out_all
 

@@ -165,6 +165,10 @@ class _Watch(tune.Callback):
         self._tasks, self._outcomes, self._bar, self._failures = tasks, outcomes, bar, failures
         self._looked = 0.0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune writes a copy to the disk, for ways to go on that are not ours."""
+        return {}
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called several times a second."""
         if time.monotonic() - self._looked < LOOKED:
