@@ -144,6 +144,14 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == 'codream: Ray is not installed; type: pip install "codream[sweep]"\n'
 
 
+def test_a_cluster_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sweep", "--preset", "ippo", "--address", "localhost:1"]) == 2
+    assert "Ray cannot be reached at 'localhost:1'" in capsys.readouterr().err
+
+
 def config(**changes: Any) -> Config:
     return ppo_config(total_steps=144, **changes)
 
@@ -158,6 +166,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[codream.Sweep, dict
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
         patch.setenv("CODREAM_TEST_KILL", str(kill))
+        patch.setenv("RAY_worker_niceness", "0")  # beside other tests it would wait for them
         result = codream.sweep(config(), **options, parallel=2, progress=False)
     assert not kill.exists()
     return result, options, root

@@ -107,7 +107,7 @@ class Compare:
     """Several runs in one HTML file: curves with intervals over seeds, and everyone against everyone."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Two runs or more, by their folders or names."""
+    """Two runs or more, by their folders or names; a sweep's folder stands for all runs in it."""
     out: Path = Path("compare.html")
     """File to write."""
     quick: bool = False

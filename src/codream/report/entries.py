@@ -35,11 +35,11 @@ class Entry:
 
 def runs_in(given: str | Path | Run, root: str | Path = "runs") -> list[Run]:
     """The run, by its folder or name; or all runs of a folder, by name."""
-    if not isinstance(given, Run):
-        for folder in (Path(given), Path(root) / given):
-            inner = sorted(path.parent for path in folder.glob("*/config.json"))
-            if inner and not (folder / "config.json").exists():
-                return [Run(path) for path in inner]
+    for folder in () if isinstance(given, Run) else (Path(given), Path(root) / given):
+        if (folder / "config.json").exists():
+            break
+        if inner := sorted(path.parent for path in folder.glob("*/config.json")):
+            return [Run(path) for path in inner]
     return [Run.open(given, root)]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import pickle
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ def carry_out_all(
     Raises ConfigError where Ray cannot be reached, or where there is too little for a trial.
     """
     total = sum(task.config.total_steps for task in tasks.values())
-    begun = sum(_steps(task) for task in tasks.values())
+    begun = sum(min(steps_done(task.run), task.config.total_steps) for task in tasks.values())
     with Bar("sweep", total, start=begun, show=progress, overall=True) as bar:
         bar.say(f"{len(tasks)} trials in {folder}; starting Ray")
         try:
@@ -80,13 +81,18 @@ def _connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == "local":
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing about a sweep leaves the machine
-        options = {"num_cpus": os.cpu_count(), "object_store_memory": MEMORY, "include_dashboard": False}
+        options |= {"object_store_memory": MEMORY, "include_dashboard": False}
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
-    except (ConnectionError, ValueError, RuntimeError) as err:
+        host, _, port = address.rpartition(":")
+        if port.isdigit() and "/" not in host:  # where nobody answers, Ray tries for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address, **options)
+    except (OSError, ValueError, RuntimeError) as err:  # ConnectionError is an OSError
+        if address == "local":
+            raise
         raise ConfigError(
             f"Ray cannot be reached at {address!r} ({err}); start it with `ray start --head` and, on the other "
             "machines, `ray start --address=…`, or leave --address out for this machine alone"
@@ -205,17 +211,17 @@ def _show(
     bar: Bar, tasks: Mapping[str, Task], outcomes: Mapping[str, Outcome], running: int, *, last: bool = False
 ) -> None:
     """How far all trials are together."""
+    done = 0
+    for name, task in tasks.items():
+        total = task.config.total_steps
+        done += total if outcomes[name].state == "finished" else min(steps_done(task.run), total)
     states = [outcome.state for outcome in outcomes.values()]
     failed = states.count("failed")
     bar.note(
         f"{states.count('finished')} of {len(states)} trials done, {running} running"
         + (f", {failed} failed" if failed else "")
     )
-    bar.update(sum(_steps(task) for task in tasks.values()), last=last)
-
-
-def _steps(task: Task) -> int:
-    return min(steps_done(task.run), task.config.total_steps)
+    bar.update(done, last=last)
 
 
 def _why(trial: Any) -> str:
