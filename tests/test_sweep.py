@@ -114,6 +114,7 @@ def test_values_as_they_are_typed() -> None:
         (["--seeds", "0"], "seeds must be at least 1"),
         (["--parallel", "0"], "parallel must be at least 1"),
         (["--cpus", "0"], "cpus must be above 0"),
+        (["--gpus", "1.5"], "gpus must be a part of one or a whole number"),
         (["--env", "simple_tga"], "the nearest: mpe2:simple_tag_v3"),
         (["--grid", "env=simple_tag,simple_tga"], "the nearest: mpe2:simple_tag_v3"),
         (["--grid", "preset=small,smal"], "unknown preset 'smal'"),

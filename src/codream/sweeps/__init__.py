@@ -110,6 +110,9 @@ def sweep(
 
 
 def _check_numbers(**numbers: float | None) -> None:
+    gpus = numbers["gpus"]
+    if gpus is not None and gpus > 1 and gpus % 1:
+        raise ConfigError(f"gpus must be a part of one or a whole number, got {gpus:g}")
     for name, value in numbers.items():
         least = 1 if name == "parallel" else 0
         if value is not None and (value < least or (name == "cpus" and not value)):

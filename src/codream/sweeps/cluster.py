@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,7 +90,10 @@ def _connected(address: str) -> Iterator[None]:
         host, _, port = address.rpartition(":")
         if port.isdigit() and "/" not in host:  # where nobody answers, Ray tries for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address, **options)
+        with warnings.catch_warnings():
+            # JAX warns of forks; Ray's become other programs at once.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            ray.init(address, **options)
     except (OSError, ValueError, RuntimeError) as err:  # ConnectionError is an OSError
         if address == "local":
             raise
