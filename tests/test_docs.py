@@ -39,7 +39,10 @@ def test_commands_are_understood(command: str, host_run: Run, monkeypatch: pytes
 
 def test_options_exist() -> None:
     """Every option that the text names, e.g. `--world-model.lr`, is one."""
-    fields = [field.name for field in dataclasses.fields(cli.Train)] + ["quick", "set"]  # `set` is the benchmarks'
+    fields = [field.name for command in (cli.Train, cli.SweepCommand) for field in dataclasses.fields(command)] + [
+        "quick",
+        "set",
+    ]  # `set` is the benchmarks'
     known = {name.replace("_", "-") for name in fields} | {f"no-{name}" for name in fields}
 
     def collect(config: Any, path: str) -> None:

@@ -57,6 +57,7 @@ def test_commands(args: list[str], host_run: Run, monkeypatch: pytest.MonkeyPatc
         return host_run
 
     monkeypatch.setattr(cli, "train", train)
+    monkeypatch.setattr(cli, "run_sweep", lambda command, config: None)
     monkeypatch.setattr(cli, "evaluate", lambda *_, **rest: codream.evaluate(host_run, **short(rest)))
     monkeypatch.setattr(cli, "load", lambda run: run)
     monkeypatch.setattr(cli, "report", lambda *_, **rest: codream.report(host_run, quick=True))
@@ -92,6 +93,7 @@ def test_commands_cover_what_the_readme_promises() -> None:
         "butterfly:",
         "--replay.uniform",
         "report ",
+        "sweep ",
         "compare ",
         "watch ",
         "inspect ",

@@ -10,6 +10,7 @@ from codream.inspection import Inspection, inspect
 from codream.presets import preset
 from codream.report import compare, report, watch
 from codream.runs import Run, RunError
+from codream.sweeps import Sweep, SweepFailed, sweep
 from codream.trainer import TrainingDiverged, train, train_seeds
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "Inspection",
     "Run",
     "RunError",
+    "Sweep",
+    "SweepFailed",
     "TimeStep",
     "TrainingDiverged",
     "UnknownEnvironment",
@@ -36,6 +39,7 @@ __all__ = [
     "make_env",
     "preset",
     "report",
+    "sweep",
     "train",
     "train_seeds",
     "watch",

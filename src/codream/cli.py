@@ -1,4 +1,4 @@
-"""The command line: `codream train`, `evaluate`, `report`, `compare`, `watch`, `inspect`, `devices`.
+"""The command line: `codream train`, `sweep`, `evaluate`, `report`, `compare`, `watch`, `inspect`, `devices`.
 
 Every field of `Config` is an option.
 """
@@ -31,6 +31,8 @@ from codream.live import WandbMode
 from codream.presets import preset
 from codream.report import compare, report, watch
 from codream.runs import Run, RunError
+from codream.sweeps import SweepFailed
+from codream.sweeps.command import SweepCommand, run_sweep
 from codream.trainer import train, train_seeds
 
 __all__ = ["main"]
@@ -107,7 +109,7 @@ class Compare:
     """Several runs in one HTML file: curves with intervals over seeds, and everyone against everyone."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Two runs or more, by their folders or names."""
+    """Two runs or more, by their folders or names; a sweep's folder stands for all runs in it."""
     out: Path = Path("compare.html")
     """File to write."""
     quick: bool = False
@@ -162,7 +164,7 @@ class Devices:
     """List every accelerator, which one computes, its memory, and the versions of JAX and driver."""
 
 
-_Command = Train | Evaluate | Report | Compare | Watch | Inspect | Devices
+_Command = Train | SweepCommand | Evaluate | Report | Compare | Watch | Inspect | Devices
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -177,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _DO[type(command)](command)
     except (ConfigError, RunError, UnknownEnvironment, CheckpointError, ModuleNotFoundError) as err:
         return _fail(err, 2)
-    except (EnvironmentFailure, TrainingDiverged) as err:
+    except (EnvironmentFailure, TrainingDiverged, SweepFailed) as err:
         return _fail(err, 1)
     except KeyboardInterrupt as err:  # `train` has said how to go on
         return getattr(err, "status", 130)
@@ -190,7 +192,7 @@ def _parse(args: list[str]) -> _Command:
     for option, default in (("--preset", None), ("--algo", "matwm"), ("--resume", None), ("--root", "runs")):
         first.add_argument(option, default=default)
     base = preset("small")
-    if args[:1] in (["train"], ["inspect"]):
+    if args[:1] in (["train"], ["sweep"], ["inspect"]):
         try:
             known, _ = first.parse_known_args(args)
         except argparse.ArgumentError:  # e.g. an option without its value: tyro says it better
@@ -199,6 +201,7 @@ def _parse(args: list[str]) -> _Command:
         base = Run.open(known.resume, known.root).config if known.resume else preset(name)
     commands: Any = (
         Annotated[Train, tyro.conf.subcommand("train", default=Train(base))]
+        | Annotated[SweepCommand, tyro.conf.subcommand("sweep", default=SweepCommand(base))]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
@@ -215,9 +218,7 @@ def _parse(args: list[str]) -> _Command:
 
 
 def _train(command: Train) -> None:
-    config = command.config
-    if command.env_kwargs is not None:
-        config = dataclasses.replace(config, env_kwargs=_json_object("--env-kwargs", command.env_kwargs))
+    config = _config(command)
     if command.checkpoint is not None and command.resume is None:
         raise ConfigError("--checkpoint needs --resume RUN: it says from which of the run's checkpoints to go on")
     if command.name is not None and command.resume is not None:
@@ -241,6 +242,10 @@ def _train(command: Train) -> None:
         print(f"See them side by side: codream compare {' '.join(str(run.path) for run in runs)}")
     else:
         print(f"  evaluate it more precisely: codream evaluate {runs[0].path}")
+
+
+def _sweep(command: SweepCommand) -> None:
+    run_sweep(command, _config(command))
 
 
 def _evaluate(command: Evaluate) -> None:
@@ -287,9 +292,7 @@ def _watch(command: Watch) -> None:
 
 
 def _inspect(command: Inspect) -> None:
-    config = command.config
-    if command.env_kwargs is not None:
-        config = dataclasses.replace(config, env_kwargs=_json_object("--env-kwargs", command.env_kwargs))
+    config = _config(command)
     Console().print(inspect(config if command.run is None else command.run, root=command.root))
 
 
@@ -300,6 +303,7 @@ def _devices(command: Devices) -> None:
 
 _DO: dict[type, Any] = {
     Train: _train,
+    SweepCommand: _sweep,
     Evaluate: _evaluate,
     Report: _report,
     Compare: _compare,
@@ -307,6 +311,12 @@ _DO: dict[type, Any] = {
     Inspect: _inspect,
     Devices: _devices,
 }
+
+
+def _config(command: Train | SweepCommand | Inspect) -> Config:
+    if command.env_kwargs is None:
+        return command.config
+    return dataclasses.replace(command.config, env_kwargs=_json_object("--env-kwargs", command.env_kwargs))
 
 
 def _json_object(option: str, text: str) -> dict[str, Any]:

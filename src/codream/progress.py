@@ -31,12 +31,15 @@ class Bar:
     """A progress bar from `start` to `total`, with a note beside it.
 
     On a terminal: bar, steps per second, elapsed and remaining time. Otherwise a plain line every ten
-    seconds.
+    seconds. `overall`: the speed since the beginning instead of that of late.
     """
 
-    def __init__(self, title: str, total: int, *, start: int = 0, unit: str = "steps", show: bool = True):
+    def __init__(
+        self, title: str, total: int, *, start: int = 0, unit: str = "steps", show: bool = True, overall: bool = False
+    ):
         self.console = Console(stderr=False)
         self._title, self._total, self._start, self._unit, self._show = title, total, start, unit, show
+        self._overall = overall
         self._note = ""
         self._began = self._shown = time.monotonic()
         self._recent = (self._began, start)
@@ -105,15 +108,15 @@ class Bar:
         then, before = self._recent
         if now - then > 5 or not self._speed:
             self._speed = (done - before) / max(now - then, 1e-9)
-            self._recent = (now, done)
+            self._recent = (then, before) if self._overall else (now, done)
         speed = f"{self._speed:,.0f} {self._unit}/s"
         if self._live:
             self._live.update(self._task, completed=min(done, self._total), speed=speed, note=self._note)
             return
-        left = max(self._total - done, 0) / self._speed if self._speed else 0.0
+        left = f", {clock(max(self._total - done, 0) / self._speed)} left" if self._speed else ""
         self.say(
             f"{self._title}: {done:,}/{self._total:,} {self._unit}, {speed}, "
-            f"{clock(now - self._began)} elapsed, {clock(left)} left" + (f", {self._note}" if self._note else "")
+            f"{clock(now - self._began)} elapsed{left}" + (f", {self._note}" if self._note else "")
         )
 
 

@@ -1,4 +1,4 @@
-"""Reading dataclasses from plain data, such as JSON. Every value is checked against its annotation; nothing is run."""
+"""Dataclasses from plain data, such as JSON, and flat. Every value is checked against its annotation; nothing runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
-__all__ = ["build"]
+__all__ = ["build", "flat"]
 
 T = TypeVar("T")
 
@@ -31,6 +31,18 @@ def build(cls: type[T], values: Any, path: str = "") -> T:
             )
     hints = typing.get_type_hints(cls)
     return cls(**{name: _value(hints[name], value, f"{path}{name}") for name, value in values.items()})
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name; those of a dataclass in it as `outer.inner`."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= {f"{field.name}.{inner}": one for inner, one in flat(value).items()}
+        else:
+            found[field.name] = value
+    return found
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:

@@ -32,7 +32,7 @@ except ImportError:  # Windows: two processes on one folder are not noticed
 from codream.config import Config, ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv, UnknownEnvironment, make_env
 
-__all__ = ["Run", "RunError", "build_env", "library_versions", "replace_text"]
+__all__ = ["Run", "RunError", "build_env", "default_name", "library_versions", "replace_text"]
 
 _LIBRARIES = (
     "codream",
@@ -80,7 +80,7 @@ class Run:
                 "num_actions": list(spec.num_actions),
             },
         }
-        number, wanted = 1, name or _default_name(config)
+        number, wanted = 1, name or f"{default_name(config)}-seed{config.seed}"
         while True:
             run = Run(Path(root) / (wanted if number == 1 else f"{wanted}-{number}"))
             if run._free():
@@ -209,9 +209,10 @@ class Run:
         shutil.rmtree(self.path)
 
 
-def _default_name(config: Config) -> str:
+def default_name(config: Config) -> str:
+    """Environment and preset, as a folder's name."""
     env = re.sub(r"_v\d+$", "", config.env.removeprefix("mpe2:"))
-    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', env)}-{config.preset}-seed{config.seed}"
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', env)}-{config.preset}"
 
 
 def replace_text(file: Path, text: str) -> None:

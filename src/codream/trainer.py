@@ -18,6 +18,7 @@ from codream.live import Live, WandbMode
 from codream.loop import Loop
 from codream.presets import preset
 from codream.progress import Bar, to_stderr
+from codream.reading import flat
 from codream.recording import Record
 from codream.report import report
 from codream.report.peek import Peek
@@ -26,7 +27,7 @@ from codream.scoring import Scorer
 from codream.together import Alone, Runs, Together
 from codream.training import GraphDriver, HostDriver, Runner, driver_for
 
-__all__ = ["CHANGEABLE", "TrainingDiverged", "train", "train_seeds"]
+__all__ = ["CHANGEABLE", "TrainingDiverged", "environment_of", "train", "train_seeds"]
 
 CHANGEABLE = (
     "total_steps",
@@ -163,7 +164,7 @@ def _trained(
     requests: list[_Request], env: Any, root: str | Path, progress: bool, wandb: WandbMode, peek: bool
 ) -> list[Run]:
     """Train what is asked for, all of one configuration but for the seed, and return the runs."""
-    made, config = _environment(requests[0].config, env)
+    made, config = environment_of(requests[0].config, env)
     requests = [dataclasses.replace(r, config=dataclasses.replace(config, seed=r.config.seed)) for r in requests]
     copies = lambda n: build_env(config, n, env)  # noqa: E731
     try:
@@ -242,7 +243,7 @@ def _draw(run: Run) -> None:
         )
 
 
-def _environment(config: Config, env: Any) -> tuple[HostEnv | GraphEnv, Config]:
+def environment_of(config: Config, env: Any) -> tuple[HostEnv | GraphEnv, Config]:
     """The environment, and the configuration resolved for it."""
     made = build_env(config, config.num_envs, env)
     if env is not None:
@@ -277,7 +278,7 @@ def _resumed(
 
 
 def _refuse_changes(run: Run, saved: Config, given: Config) -> None:
-    before, after = _flat(saved), _flat(given)
+    before, after = flat(saved), flat(given)
     changed = [name for name in before if before[name] != after[name] and name not in CHANGEABLE]
     if changed:
         raise RunError(
@@ -295,14 +296,3 @@ def _refuse_other_spec(run: Run, saved: EnvSpec, now: EnvSpec) -> None:
                 f"{run.path} was trained on another environment: {field.name} was {before}, now it is "
                 f"{after}. Use the environment and the library versions named in its run.json"
             )
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            flat |= {f"{field.name}.{inner.name}": getattr(value, inner.name) for inner in dataclasses.fields(value)}
-        else:
-            flat[field.name] = value
-    return flat

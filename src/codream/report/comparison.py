@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,9 @@ from codream.envs import TimeStep
 from codream.evaluation import as_host, play
 from codream.progress import Bar
 from codream.report.charts import DASHES, Line, chart
+from codream.report.entries import SHARES, Entry, entry_of, measured, methods, runs_in
 from codream.report.html import page
-from codream.report.lines import metrics_of, sides_of
-from codream.report.measures import saved_measures
+from codream.report.lines import sides_of
 from codream.report.panels import moving_average
 from codream.runs import Run, RunError
 from codream.statistics import interval, iqm, source
@@ -31,19 +28,6 @@ __all__ = ["compare"]
 EPISODES = 20  # of each match
 POINTS = 40  # of a curve
 MOST_PLAYED = 8  # runs in the heat map: its matches grow with their square
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One run, as far as it could be read."""
-
-    run: Run
-    name: str
-    environment: str
-    agents: tuple[str, ...]
-    metrics: list[dict[str, float]]
-    warnings: list[str]
-    device: str
 
 
 def compare(
@@ -61,9 +45,11 @@ def compare(
     Runs whose configurations differ in nothing but the seed (and the steps in total) are one curve. Runs of different
     environments are compared each among their own. `quick`: no matches are played. `episodes`: of each match.
 
-    Raises RunError for fewer than two runs, or a folder that is not a run.
+    A folder of runs, such as a sweep's, stands for all runs in it.
+
+    Raises RunError for fewer than two runs, or a folder that is neither a run nor holds any.
     """
-    entries = [_entry(Run.open(run, root)) for run in runs]
+    entries = [entry_of(run) for given in runs for run in runs_in(given, root)]
     if len({entry.run.path.resolve() for entry in entries}) < 2:
         raise RunError(f"compare needs at least two different runs, got {', '.join(map(str, runs)) or 'none'}")
     told = [f"{entry.name}: {line}" for entry in entries for line in entry.warnings]
@@ -90,15 +76,6 @@ def compare(
     return path
 
 
-def _entry(run: Run) -> Entry:
-    about = run.about
-    metrics, warnings = metrics_of(run)
-    environment = about["environment"]
-    return Entry(
-        run, run.path.name, environment["name"], tuple(environment["agents"]), metrics, warnings, about["device"]
-    )
-
-
 def _runs(entries: Sequence[Entry]) -> str:
     rows = ""
     for e in entries:
@@ -116,39 +93,6 @@ def _runs(entries: Sequence[Entry]) -> str:
 
 
 # ------------------------------------------------------------------------------------------ curves
-
-
-_FREE = (
-    "seed",
-    "total_steps",
-    "checkpoint_every",
-    "checkpoints_kept",
-    "checkpoints_nth",
-    "checkpoints_best",
-    "checkpoints_best_episodes",
-    "log_every",
-    "on_nan",
-    "rollbacks",
-    "env_time_limit",
-)
-
-
-def methods(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Runs that differ in nothing but the seed, under a name of their own."""
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        config = dataclasses.asdict(entry.run.config)
-        for free in _FREE:
-            config.pop(free)
-        groups.setdefault(json.dumps(config, sort_keys=True), []).append(entry)
-    named: dict[str, list[Entry]] = {}
-    for group in groups.values():
-        name = re.sub(r"-?seed\d+(-\d+)?$", "", group[0].name) or group[0].name
-        name = group[0].name if len(group) == 1 else name
-        while name in named:
-            name += " ′"
-        named[name] = group
-    return named
 
 
 def _game(
@@ -228,24 +172,8 @@ def _teams(sides: Mapping[str, Sequence[int]], agents: Sequence[str]) -> dict[st
 
 
 def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[int]]) -> str:
-    """What earlier reports measured against the references, summarised over seeds."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for label, group in groups.items():
-        for entry in group:
-            measured = saved_measures(entry.run)
-            for row in measured["cross_play"]["rows"] if measured else []:
-                for side in sides:
-                    who = [row["sides"][other] for other in row["sides"] if other != side]
-                    if row["sides"].get(side) != "self" or "self" in who:
-                        continue
-                    members = measured["cross_play"]["members"][side] if measured else []
-                    mean = float(np.mean([row["returns"][agent] for agent in members]))
-                    line = f"{side} against {', '.join(dict.fromkeys(who))}" if who else f"{side}: return of one"
-                    found.setdefault(line, {}).setdefault(label, []).append(mean)
-            social = (measured["cross_play"].get("social") or {}) if measured else {}
-            for name in ("efficiency", "equality", "sustainability"):
-                if social.get(name) is not None:
-                    found.setdefault(name, {}).setdefault(label, []).append(social[name][0])
+    """What was measured, summarised over seeds."""
+    found = measured(groups, sides)
     if not found:
         return (
             '<p class="empty">None of these runs has been measured against the references yet. <code>codream report RUN'
@@ -255,7 +183,7 @@ def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[
     body = ""
     for line, values in found.items():
         body += f'<tr><th scope="row">{html.escape(line)}</th>'
-        digits = 2 if line in _SHARES else 1
+        digits = 2 if line in SHARES else 1
         body += "".join(f"<td>{_summary(values.get(label), digits)}</td>" for label in groups) + "</tr>"
     return (
         '<p class="note-text">Return of one agent per episode, as each run’s own report measured it: '
@@ -264,9 +192,6 @@ def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[
         f'class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
-
-
-_SHARES = ("equality",)  # between 0 and 1
 
 
 def _summary(values: Sequence[float] | None, digits: int) -> str:

@@ -1,0 +1,109 @@
+"""Several runs to be compared: what was logged, which of them differ in nothing but the seed, what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from codream.report.lines import metrics_of
+from codream.report.measures import saved_measures
+from codream.runs import Run
+
+__all__ = ["FREE", "SHARES", "Entry", "Scores", "entry_of", "measured", "methods", "runs_in"]
+
+SHARES = ("equality",)  # between 0 and 1
+Scores = dict[str, dict[str, list[float]]]  # by measure and group, one number a run
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One run, as far as it could be read."""
+
+    run: Run
+    name: str
+    environment: str
+    agents: tuple[str, ...]
+    metrics: list[dict[str, float]]
+    warnings: list[str]
+    device: str
+
+
+def runs_in(given: str | Path | Run, root: str | Path = "runs") -> list[Run]:
+    """The run, by its folder or name; or all runs of a folder, by name."""
+    for folder in () if isinstance(given, Run) else (Path(given), Path(root) / given):
+        if (folder / "config.json").exists():
+            break
+        if inner := sorted(path.parent for path in folder.glob("*/config.json")):
+            return [Run(path) for path in inner]
+    return [Run.open(given, root)]
+
+
+def entry_of(run: Run) -> Entry:
+    """Raises RunError where the folder's own files cannot be read."""
+    about = run.about
+    metrics, warnings = metrics_of(run)
+    environment = about["environment"]
+    return Entry(
+        run, run.path.name, environment["name"], tuple(environment["agents"]), metrics, warnings, about["device"]
+    )
+
+
+FREE = (
+    "seed",
+    "total_steps",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "checkpoints_nth",
+    "checkpoints_best",
+    "checkpoints_best_episodes",
+    "log_every",
+    "on_nan",
+    "rollbacks",
+    "env_time_limit",
+)
+"""Options that do not make another method of a run."""
+
+
+def methods(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Runs that differ in nothing but the seed, under a name of their own."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        config = dataclasses.asdict(entry.run.config)
+        for free in FREE:
+            config.pop(free)
+        groups.setdefault(json.dumps(config, sort_keys=True), []).append(entry)
+    named: dict[str, list[Entry]] = {}
+    for group in groups.values():
+        name = re.sub(r"-?seed\d+(-\d+)?$", "", group[0].name) or group[0].name
+        name = group[0].name if len(group) == 1 else name
+        while name in named:
+            name += " ′"
+        named[name] = group
+    return named
+
+
+def measured(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[int]]) -> Scores:
+    """What earlier reports measured against the references: for each measure and group, one number a run."""
+    found: Scores = {}
+    for label, group in groups.items():
+        for entry in group:
+            measured = saved_measures(entry.run)
+            for row in measured["cross_play"]["rows"] if measured else []:
+                for side in sides:
+                    who = [row["sides"][other] for other in row["sides"] if other != side]
+                    if row["sides"].get(side) != "self" or "self" in who:
+                        continue
+                    members = measured["cross_play"]["members"][side] if measured else []
+                    mean = float(np.mean([row["returns"][agent] for agent in members]))
+                    line = f"{side} against {', '.join(dict.fromkeys(who))}" if who else f"{side}: return of one"
+                    found.setdefault(line, {}).setdefault(label, []).append(mean)
+            social = (measured["cross_play"].get("social") or {}) if measured else {}
+            for name in ("efficiency", "equality", "sustainability"):
+                if social.get(name) is not None:
+                    found.setdefault(name, {}).setdefault(label, []).append(social[name][0])
+    return found

@@ -1,0 +1,174 @@
+"""Sweeps: many runs of one design, on this machine or on a Ray cluster, and what came of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.table import Table
+
+from codream.config import Config, ConfigError
+from codream.envs import EnvSpec, HostEnv
+from codream.presets import preset
+from codream.reading import flat
+from codream.report import compare
+from codream.report.entries import FREE
+from codream.runs import Run, RunError, default_name
+from codream.scoring import Scorer
+from codream.sweeps.design import Trial, trials_of
+from codream.sweeps.results import games_of, table, write
+from codream.sweeps.work import Outcome, Task
+from codream.trainer import environment_of
+
+__all__ = ["Sweep", "SweepFailed", "sweep"]
+
+
+class SweepFailed(RuntimeError):
+    """Some trials of a sweep failed for good; all others are done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep on disk, after it ended."""
+
+    path: Path
+    """Its folder; `sweep.json` in it has the table's numbers."""
+    runs: tuple[Run, ...]
+    """Of all trials that were begun."""
+    failed: dict[str, str]
+    """Trials that failed for good, with the reason."""
+    page: Path | None
+    """The comparison of its runs; None where there are fewer than two."""
+    tables: tuple[Table, ...]
+    """One per environment, to print."""
+
+
+def sweep(
+    config: Config | None = None,
+    *,
+    env: Any = None,
+    name: str | None = None,
+    seeds: int = 3,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    ablate: Mapping[str, Sequence[Any]] | None = None,
+    search: Mapping[str, str] | None = None,
+    samples: int = 10,
+    address: str = "local",
+    parallel: int | None = None,
+    cpus: float = 1.0,
+    gpus: float | None = None,
+    failures: int = 3,
+    episodes: int = 100,
+    root: str | Path = "runs",
+    progress: bool = True,
+) -> Sweep:
+    """Train every combination with every seed, each an ordinary run in `root/name`, with Ray Tune; then compare them.
+
+    `config`, `env`: as in `train`. `seeds`: how many, from `config.seed` on. `grid` ({"agents.lr": [1e-3, 3e-4]}): all
+    combinations. `ablate` (the same form): `config` as it is, and with each value alone. `search`
+    ({"agents.entropy": "log:1e-4:1e-2"}; also uniform, int, choice:A,B): ranges from which `samples` are drawn.
+    `address`: of a Ray cluster, whose machines must see `root` under the same path; `local`: this machine. `parallel`:
+    trials at a time, at most (unset: as many as fit). `cpus`, `gpus`: of one trial; gpus unset: one for each of
+    `config.devices` where there are GPUs. `failures`: how often a trial is begun again, from its last checkpoint, when
+    it fails. `episodes`: of every pairing by which each trial is measured at its end; 0: none.
+
+    The same sweep again does what is missing: finished trials are left alone, unfinished ones go on as if they had
+    never stopped. Before anything starts, every combination is checked, also against the environment.
+
+    Raises ConfigError, UnknownEnvironment, RunError (the sweep is in use, or a trial of that name was trained with
+    other options), ModuleNotFoundError without Ray.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ModuleNotFoundError('Ray is not installed; type: pip install "codream[sweep]"')
+    config = config or preset("small")
+    _check_numbers(parallel=parallel, cpus=cpus, gpus=gpus, failures=failures, episodes=episodes)
+    made = trials_of(config, seeds=seeds, grid=grid, ablate=ablate, search=search, samples=samples)
+    trials = _resolved(made, env)
+    folder = Path(root).absolute() / (name or f"{default_name(config)}-sweep")
+    if (folder / "config.json").exists():
+        raise RunError(f"{folder} is a run; choose another --name for the sweep")
+    for trial in trials:
+        _refuse_changes(Run(folder / trial.name), trial.config)
+    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    tasks = {t.name: Task(folder / t.name, t.config, env, episodes, cache) for t in trials}
+    outcomes = {name: Outcome("finished" if task.done else "unfinished") for name, task in tasks.items()}
+    with Run(folder).locked():
+        if not all(task.done for task in tasks.values()):
+            os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died")  # read by Ray; we say so ourselves
+            # Ray takes a while to import, and is an extra.
+            from codream.sweeps.cluster import Wanted, carry_out_all
+
+            devices = max(trial.config.devices for trial in trials)
+            wanted = Wanted(address, cpus, gpus, devices, parallel, failures)
+            carry_out_all(tasks, outcomes, folder, wanted, progress)
+        return _results(folder, trials, tasks, outcomes)
+
+
+def _check_numbers(**numbers: float | None) -> None:
+    gpus = numbers["gpus"]
+    if gpus is not None and gpus > 1 and gpus % 1:
+        raise ConfigError(f"gpus must be a part of one or a whole number, got {gpus:g}")
+    for name, value in numbers.items():
+        least = 1 if name == "parallel" else 0
+        if value is not None and (value < least or (name == "cpus" and not value)):
+            raise ConfigError(f"{name} must be {'above 0' if name == 'cpus' else f'at least {least}'}, got {value:g}")
+
+
+def _resolved(trials: Sequence[Trial], env: Any) -> list[Trial]:
+    """The trials with their configurations resolved against the environment, which is made once for all that share it.
+
+    Raises ConfigError that names the first trial which does not fit.
+    """
+    specs: dict[str, EnvSpec] = {}
+    found = []
+    for trial in trials:
+        config = trial.config
+        try:
+            key = f"{config.env} {config.num_envs} {sorted(config.env_kwargs.items())}"
+            if key not in specs:
+                made, _ = environment_of(config, env)
+                specs[key] = made.spec
+                if env is None and isinstance(made, HostEnv):
+                    made.close()
+            if env is not None:
+                config = dataclasses.replace(config, env=specs[key].name)
+            if config.checkpoints_best is not None:
+                Scorer(config, specs[key], lambda n: None)
+            found.append(dataclasses.replace(trial, config=config.resolve(specs[key])))
+        except ConfigError as err:
+            raise ConfigError(f"{trial.name}: {err}") from err
+    return found
+
+
+def _refuse_changes(run: Run, wanted: Config) -> None:
+    """What was trained under this name before must be what is wanted now."""
+    if not (run.path / "config.json").is_file():
+        return
+    before, after = flat(run.config), flat(wanted)
+    changed = [name for name in before if before[name] != after[name] and name not in FREE]
+    if changed:
+        raise RunError(
+            f"{run.path} was trained with other options ("
+            + "; ".join(f"{name} was {before[name]!r}, wanted is {after[name]!r}" for name in changed)
+            + "); choose another --name for this sweep"
+        )
+
+
+def _results(
+    folder: Path, trials: Sequence[Trial], tasks: Mapping[str, Task], outcomes: Mapping[str, Outcome]
+) -> Sweep:
+    runs = tuple(task.run for task in tasks.values() if task.begun)
+    games = games_of(runs)
+    write(folder, trials, outcomes, games)
+    return Sweep(
+        folder,
+        runs,
+        {name: outcome.error or "" for name, outcome in outcomes.items() if outcome.state != "finished"},
+        compare(runs, out=folder / "compare.html", quick=True, progress=False) if len(runs) > 1 else None,
+        tuple(table(game) for game in games),
+    )

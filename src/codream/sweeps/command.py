@@ -1,0 +1,93 @@
+"""`codream sweep`: the options, and what is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import jax
+import tyro
+from rich.console import Console
+
+from codream.config import Config
+from codream.sweeps import SweepFailed, sweep
+from codream.sweeps.design import assignments, listed
+
+__all__ = ["SweepCommand", "run_sweep"]
+
+Assignments = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepCommand:
+    """Train many runs with Ray Tune (extra `sweep`): every combination with every seed; then compare them.
+
+    All options of `codream train` are set for all runs; --grid, --ablate and --search vary some. The same command
+    again goes on: finished runs are left alone, the others continue from their checkpoints.
+    """
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    name: str | None = None
+    """Name of the sweep's folder. Unset: made from environment and preset."""
+    seeds: int = 3
+    """Runs of every combination, with the seeds from --seed on."""
+    grid: Assignments = ()
+    """FIELD=A,B,…: all combinations of these values, e.g. agents.lr=1e-3,3e-4. Also preset=small,paper."""
+    ablate: Assignments = ()
+    """FIELD=A,…: the configuration as it is, and with each of these values alone, e.g. world_model.teammates=false."""
+    search: Assignments = ()
+    """FIELD=log:LOW:HIGH, uniform:LOW:HIGH, int:LOW:HIGH or choice:A,B,…: values drawn at random."""
+    samples: int = 10
+    """Draws of --search."""
+    address: str = "local"
+    """Ray cluster to run on: `auto` for the one that this machine belongs to. `local`: this machine alone."""
+    parallel: int | None = None
+    """Runs at a time, at most. Unset: as many as --cpus and --gpus allow."""
+    cpus: float = 1.0
+    """CPUs of each run."""
+    gpus: float | None = None
+    """GPUs of each run; below 1, runs share one. Unset: one for each of --devices, where there are GPUs."""
+    failures: int = 3
+    """How often a run that fails goes on from its last checkpoint, before it counts as failed."""
+    episodes: int = 100
+    """Episodes of every pairing by which each run is measured at its end; 0: none."""
+    root: str = "runs"
+    """Folder of all runs; on a cluster one that all machines share."""
+    env_kwargs: str | None = None
+    """Keyword arguments of the environment, as JSON, e.g. '{"max_cycles": 50}'."""
+
+
+def run_sweep(command: SweepCommand, config: Config) -> None:
+    """`config`: the command's, with the environment's keywords. Raises SweepFailed if some trials failed for good."""
+    jax.config.update("jax_platforms", "cpu")  # this process only checks and draws; the GPUs are the trials'
+    grid, ablate, search = (
+        assignments(f"--{name}", [text for texts in getattr(command, name) for text in texts])
+        for name in ("grid", "ablate", "search")
+    )
+    result = sweep(
+        config,
+        name=command.name,
+        seeds=command.seeds,
+        grid={name: listed(text) for name, text in grid.items()},
+        ablate={name: listed(text) for name, text in ablate.items()},
+        search=search,
+        samples=command.samples,
+        address=command.address,
+        parallel=command.parallel,
+        cpus=command.cpus,
+        gpus=command.gpus,
+        failures=command.failures,
+        episodes=command.episodes,
+        root=command.root,
+    )
+    for table in result.tables:
+        Console().print(table)
+    print(f"The sweep lies in {result.path}")
+    if result.page is not None:
+        print(f"  see it: open {result.page}")
+        print(f"  with matches, everyone against everyone: codream compare {result.path} --out {result.page}")
+    if result.failed:
+        raise SweepFailed(
+            f"{len(result.failed)} trials failed for good; the same command tries them again:"
+            + "".join(f"\n  {name}: {why}" for name, why in result.failed.items())
+        )

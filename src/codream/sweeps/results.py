@@ -1,0 +1,132 @@
+"""What came of a sweep: a table over its combinations, and the same as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from codream.report.entries import SHARES, Entry, Scores, entry_of, measured, methods
+from codream.report.lines import sides_of
+from codream.runs import Run, RunError, replace_text
+from codream.statistics import interval, iqm
+from codream.sweeps.design import Trial
+from codream.sweeps.work import Outcome
+
+__all__ = ["FILE", "Game", "games_of", "table", "write"]
+
+FILE = "sweep.json"
+FORMAT = 1
+LAST = 0.1  # of the steps, whose training returns are a run's score where nobody played
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """The trials on one environment."""
+
+    environment: str
+    groups: dict[str, list[Entry]]
+    """Runs that differ in nothing but the seed, by their combination's name."""
+    scores: Scores
+    """By measure and combination, one number a run."""
+
+
+def games_of(runs: Sequence[Run]) -> list[Game]:
+    """The runs that can be read, by game: cross-play as it was measured, else the returns at the end of training."""
+    entries = []
+    for run in runs:
+        try:
+            entries.append(entry_of(run))
+        except RunError:  # it says so itself when it is asked for
+            continue
+    found = []
+    for environment, agents in dict.fromkeys((entry.environment, entry.agents) for entry in entries):
+        groups = methods([entry for entry in entries if (entry.environment, entry.agents) == (environment, agents)])
+        sides = sides_of(agents)
+        found.append(Game(environment, groups, measured(groups, sides) or _returns(groups, sides)))
+    return found
+
+
+def _returns(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[int]]) -> Scores:
+    """The return of one agent of each side in training episodes, over the last tenth of the steps."""
+    scores: Scores = {}
+    for label, group in groups.items():
+        for entry in group:
+            end = max((row["steps"] for row in entry.metrics), default=0)
+            late = [row for row in entry.metrics if row["steps"] >= (1 - LAST) * end]
+            for side, members in sides.items():
+                names = [f"episode/return/{entry.agents[i]}" for i in members]
+                values = [row[name] for row in late for name in names if name in row]
+                if values:
+                    line = f"{side}: return at the end of training"
+                    scores.setdefault(line, {}).setdefault(label, []).append(float(np.mean(values)))
+    return scores
+
+
+def table(game: Game) -> Table:
+    """A row per combination, a column per measure; the best of each column is bold."""
+    shown = Table(title=escape(f"{game.environment}: return of one agent per episode"), title_justify="left")
+    shown.caption = "Interquartile mean over seeds, 95 % bootstrap interval. Bold: the best of its column."
+    shown.caption_justify = "left"
+    shown.add_column("combination", overflow="fold")
+    shown.add_column("seeds", justify="right")
+    for line in game.scores:
+        shown.add_column(escape(line.replace(" against ", "\nagainst ")), justify="right")
+    middles = {
+        line: {label: _summary(values)["middle"] for label, values in scores.items()}
+        for line, scores in game.scores.items()
+    }
+    for label, group in game.groups.items():
+        cells = []
+        for line, scores in game.scores.items():
+            if label not in scores:
+                cells.append("–")
+                continue
+            best = len(middles[line]) > 1 and middles[line][label] == max(middles[line].values())
+            cells.append(_cell(scores[label], 2 if line in SHARES else 1, best))
+        shown.add_row(escape(label), str(len(group)), *cells, end_section=True)
+    return shown
+
+
+def _cell(values: Sequence[float], digits: int, best: bool) -> str:
+    found = _summary(values)
+    middle = f"{found['middle']:.{digits}f}"
+    text = f"[bold]{middle}[/bold]" if best else middle
+    return text if len(values) == 1 else f"{text}\n\\[{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+
+
+def _summary(values: Sequence[float]) -> dict[str, Any]:
+    scores = np.asarray(values)[:, None]
+    low, high = interval(scores)
+    return {"middle": float(iqm(scores)[0]), "low": float(low[0]), "high": float(high[0]), "runs": list(values)}
+
+
+def write(folder: Path, trials: Sequence[Trial], outcomes: Mapping[str, Outcome], games: Sequence[Game]) -> Path:
+    """`sweep.json`: every trial with what it sets and how it ended, and every measure by combination."""
+    found = {
+        "format": FORMAT,
+        "trials": [
+            {"name": trial.name, "values": trial.values, "seed": trial.config.seed}
+            | dataclasses.asdict(outcomes[trial.name])
+            for trial in trials
+        ],
+        "games": [
+            {
+                "environment": game.environment,
+                "scores": {
+                    line: {label: _summary(values) for label, values in scores.items()}
+                    for line, scores in game.scores.items()
+                },
+            }
+            for game in games
+        ],
+    }
+    path = folder / FILE
+    replace_text(path, json.dumps(found, indent=2) + "\n")
+    return path
