@@ -57,6 +57,7 @@ def test_commands(args: list[str], host_run: Run, monkeypatch: pytest.MonkeyPatc
         return host_run
 
     monkeypatch.setattr(cli, "train", train)
+    monkeypatch.setattr(cli, "train_seeds", lambda config, *, seeds, **rest: [train(config, **rest)] * seeds)
     monkeypatch.setattr(cli, "run_sweep", lambda command, config: None)
     monkeypatch.setattr(cli, "evaluate", lambda *_, **rest: codream.evaluate(host_run, **short(rest)))
     monkeypatch.setattr(cli, "load", lambda run: run)
@@ -94,6 +95,7 @@ def test_commands_cover_what_the_readme_promises() -> None:
         "--replay.uniform",
         "report ",
         "sweep ",
+        "--seeds 5",
         "compare ",
         "watch ",
         "inspect ",

@@ -175,10 +175,9 @@ def test_learning_curves_in_bfloat16_are_those_in_float32():
             curve.append([float(total / count) for total, count in returns])
         curves.append(np.asarray(curve))
     means, errors = (np.stack([f(curve) for curve in curves]) for f in (mean_of, error_of))
-    print(means, errors)
     apart = np.abs(means[0] - means[1])
     assert (apart <= 2.57 * errors.sum(axis=0)).all(), (means, errors)  # Student's t for six
-    assert (means[:, -1] > 0.75 * env.length).all(), "sampled actions of a policy that entropy keeps soft"
+    assert (means[:, -1] > 0.9 * env.length).all()
 
 
 def mean_of(curve):
