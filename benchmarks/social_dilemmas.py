@@ -215,9 +215,13 @@ def plot(game: str, args: argparse.Namespace) -> Path | None:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 5), width_ratios=[2, 1, 1])
     colours = plt.get_cmap("tab20").colors  # pyright: ignore[reportAttributeAccessIssue]
     for k, (variant, found) in enumerate(known):
-        curve = [row for row in found["curve"] if row["steps"] <= 1.05 * args.steps]
-        total = np.asarray([sum(np.asarray(x) for n, x in row.items() if n.startswith("episode/")) for row in curve])
-        x = [row["steps"] / 1000 for row in curve]
+        curve = [
+            (row["steps"] / 1000, np.sum([x for name, x in row.items() if name.startswith("episode/")], axis=0))
+            for row in found["curve"]
+            if row["steps"] <= 1.05 * args.steps
+        ]
+        curve = [(steps, total) for steps, total in curve if np.any(total)]  # where episodes have ended
+        x, total = [steps for steps, _ in curve], [total for _, total in curve]
         spans = [interval(row.tolist()) or (np.nan,) * 3 for row in total]
         left.plot(x, [s[0] for s in spans], label=variant, color=colours[k % 20])
         left.fill_between(x, [s[1] for s in spans], [s[2] for s in spans], color=colours[k % 20], alpha=0.15, lw=0)

@@ -11,7 +11,7 @@ import pytest
 from helpers import Toy, arrays, assert_same, copy_until
 from probe_envs import Mixed
 from tiny import tiny
-from tiny_wm_rnd import Bandit, Helping, Same, unresolved
+from tiny_wm_rnd import Bandit, Different, Helping, Same, unresolved
 
 from codream import matwm, train, wm_rnd
 from codream.agents import load
@@ -417,13 +417,27 @@ def test_common_reward_makes_helping_pay():
     assert (learned(Helping(), unresolved({"coef": 0.0}, common_reward=True, **LEARNS), 320) > 0.9).all()
 
 
+def projecting(gradient, coef):
+    model = dataclasses.replace(unresolved().world_model, lr=1e-2, batch=8, length=8, units=16, hidden=16)
+    projection = {"coef": coef, "starts": 32, "gradient": gradient}
+    return unresolved(projection, world_model_every=4.0, world_model=model, **LEARNS)
+
+
 @pytest.mark.parametrize(("gradient", "coef"), [("straight_through", 2.0), ("reinforce", 3.0)])
 def test_what_if_everyone_acted_as_i_do_makes_helping_pay(gradient, coef):
     """With selfish PPO reward and a symmetric imagined one, helping is learned where selfish PPO alone unlearns it."""
-    model = dataclasses.replace(unresolved().world_model, lr=1e-2, batch=8, length=8, units=16, hidden=16)
-    projection = {"coef": coef, "starts": 32, "gradient": gradient}
-    config = unresolved(projection, world_model_every=4.0, world_model=model, **LEARNS)
-    assert (learned(Helping(), config, 480) > 0.8).all()
+    assert (learned(Helping(), projecting(gradient, coef), 480) > 0.8).all()
+
+
+@pytest.mark.slow
+def test_where_roles_complete_each_other_it_harms():
+    """PPO finds who does what. Among copies of me 2 p (1 − p) is paid, which is most at p = ½: a half of the steps."""
+    paid = lambda p: p[0] * (1 - p[1]) + p[1] * (1 - p[0])  # noqa: E731
+    alone = learned(Different(), unresolved({"coef": 0.0}, **LEARNS), 480)
+    projected = learned(Different(), projecting("reinforce", 3.0), 480)
+    assert paid(alone) > 0.8
+    assert 0.4 < paid(projected) < 0.65
+    assert (np.abs(projected - 0.5) < 0.3).all()
 
 
 # ------------------------------------------------------------------------------------------ runs

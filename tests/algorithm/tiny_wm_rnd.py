@@ -72,6 +72,13 @@ class Same(Bandit):
         return jnp.broadcast_to((actions[0] == actions[1]).astype(jnp.float32), actions.shape)
 
 
+class Different(Bandit):
+    """Both are paid 1 if they do different things, though they see the same: roles complete each other."""
+
+    def pay(self, state: ProbeState, actions: Int[Array, " agents"]) -> Float[Array, " agents"]:
+        return jnp.broadcast_to((actions[0] != actions[1]).astype(jnp.float32), actions.shape)
+
+
 class Helping(Bandit):
     """Action 1 costs its agent 1 and pays the other 3: selfish agents take 0, together they should take 1."""
 
