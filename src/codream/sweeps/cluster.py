@@ -6,7 +6,9 @@ import dataclasses
 import logging
 import os
 import pickle
+import signal
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,6 +21,7 @@ from ray import tune  # pyright: ignore[reportMissingImports]
 
 from codream.config import ConfigError
 from codream.envs import UnknownEnvironment
+from codream.guards import Stopped
 from codream.progress import Bar
 from codream.sweeps.work import Outcome, Task, carry_out, steps_done
 
@@ -65,12 +68,12 @@ def carry_out_all(
     with Bar("sweep", total, start=begun, show=progress, overall=True) as bar:
         bar.say(f"{len(tasks)} trials in {folder}; starting Ray")
         try:
-            with _connected(wanted.address):
+            with _connected(wanted.address), _signals_interrupt():
                 cpus, gpus = wanted.resources()
                 _fit(tasks, outcomes, folder, wanted, bar, cpus, gpus)
             _show(bar, tasks, outcomes, 0, last=True)
         except KeyboardInterrupt:
-            bar.warn("interrupted: the same command goes on, with every trial from its last checkpoint")
+            bar.warn("stopped: the same command goes on, with every trial from its last checkpoint")
             raise
 
 
@@ -105,6 +108,25 @@ def _connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP do what Ctrl-C does; Ray's own handlers would abort the process."""
+
+    def leave(number: int, _: Any) -> None:
+        raise Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: Ray's
 
 
 def _fit(

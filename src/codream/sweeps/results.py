@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,6 +24,7 @@ __all__ = ["FILE", "Game", "games_of", "table", "write"]
 
 FILE = "sweep.json"
 FORMAT = 1
+LONGEST = 24  # characters of a combination's name that are kept on one line
 LAST = 0.1  # of the steps, whose training returns are a run's score where nobody played
 
 
@@ -71,11 +73,11 @@ def _returns(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence
 
 def table(game: Game) -> Table:
     """A row per combination, a column per measure; the best of each column is bold."""
-    shown = Table(title=escape(f"{game.environment}: return of one agent per episode"), title_justify="left")
+    shown = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
+    shown.title = escape(f"{game.environment}: return of one agent per episode")
     shown.caption = "Interquartile mean over seeds, 95 % bootstrap interval. Bold: the best of its column."
     shown.caption_justify = "left"
-    shown.add_column("combination", overflow="fold")
-    shown.add_column("seeds", justify="right")
+    shown.add_column("combination", overflow="fold", min_width=min(LONGEST, max(map(len, game.groups))))
     for line in game.scores:
         shown.add_column(escape(line.replace(" against ", "\nagainst ")), justify="right")
     middles = {
@@ -90,7 +92,8 @@ def table(game: Game) -> Table:
                 continue
             best = len(middles[line]) > 1 and middles[line][label] == max(middles[line].values())
             cells.append(_cell(scores[label], 2 if line in SHARES else 1, best))
-        shown.add_row(escape(label), str(len(group)), *cells, end_section=True)
+        seeds = "1 seed" if len(group) == 1 else f"{len(group)} seeds"
+        shown.add_row(f"{escape(label)}\n[dim]{seeds}[/dim]", *cells, end_section=True)
     return shown
 
 
