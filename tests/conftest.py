@@ -5,10 +5,13 @@ Tests run in two processes (`pytest -n 0`: in one), a module's in the same one; 
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",

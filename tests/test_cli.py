@@ -96,7 +96,7 @@ def test_wrong_requests_get_one_clear_message(
     ("args", "message"),
     [
         (["train", "--world-model.lrr", "3"], "--world-model.lr FLOAT"),
-        (["trian"], "Available subcommands: train, evaluate"),
+        (["trian"], "Available subcommands: train, sweep, evaluate"),
         (["train", "--preset"], "Missing value for argument '--preset'"),
         (["train", "--seed", "one"], "--seed"),
         (["evaluate"], "required"),
