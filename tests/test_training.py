@@ -16,7 +16,7 @@ from codream.training import driver_for
     ("env", "part"),
     [
         ("butterfly:cooperative_pong", "rec"),
-        ("jaxmarl:smax_3m", "mask"),
+        pytest.param("jaxmarl:smax_3m", "mask", marks=pytest.mark.slow),
         pytest.param("jaxmarl:MPE_simple_tag_v3", "team", marks=pytest.mark.slow),
     ],
 )

@@ -35,7 +35,7 @@ def two(runs: Path) -> list[Run]:
     return train_seeds(config("ppo", seed=3), seeds=2, env=ENV, name="two", root=runs, progress=False)
 
 
-@pytest.mark.parametrize("algo", ["ppo", "matwm"])
+@pytest.mark.parametrize("algo", ["ppo", pytest.param("matwm", marks=pytest.mark.slow)])
 def test_seeds_together_are_the_seeds_one_by_one(algo: str, runs: Path, request: pytest.FixtureRequest) -> None:
     if algo == "ppo":
         together = request.getfixturevalue("two")

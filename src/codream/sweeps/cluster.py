@@ -18,6 +18,7 @@ from typing import Any
 
 import ray  # pyright: ignore[reportMissingImports]
 from ray import tune  # pyright: ignore[reportMissingImports]
+from ray.exceptions import RayActorError  # pyright: ignore[reportMissingImports]
 
 from codream.config import ConfigError
 from codream.envs import UnknownEnvironment
@@ -258,7 +259,7 @@ def _why(trial: Any) -> str:
     except Exception as unread:
         return f"unknown ({unread})"
     err = getattr(err, "cause", None) or err
-    if isinstance(err, ray.exceptions.RayActorError):
+    if isinstance(err, RayActorError):
         return "its process died (killed, crashed, or its machine was lost)"
     text = str(err).strip().splitlines()
     return f"{type(err).__name__}: {text[0] if text else ''}"
