@@ -19,7 +19,8 @@ from codream.config import AgentConfig
 from codream.health import update_ratio
 from codream.imagination import Dream
 from codream.latents import two_hot_loss, two_hot_mean, value_bins
-from codream.nets import MLP, Input, lowered
+from codream.linear import Input, lowered
+from codream.nets import MLP
 from codream.pieces import each_agent, pieces, summed
 
 __all__ = [

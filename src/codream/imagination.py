@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from codream.latents import sample_index
-from codream.nets import Input
+from codream.linear import Input
 from codream.representation import Latent
 from codream.world_model import Hidden, Sequence, WorldModel
 

@@ -24,7 +24,7 @@ from codream import matwm
 from codream.config import Config
 from codream.envs import EnvSpec, HostEnv, TimeStep
 from codream.flops import compiler_flops, count_flops
-from codream.nets import Linear
+from codream.linear import Linear
 from codream.parts import Apart, Work, dims, first_agent, wm_rnd_apart
 from codream.presets import preset
 from codream.representation import Change

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from codream.config import Config
 from codream.envs import EnvSpec
 from codream.health import dead_classes
-from codream.nets import MLP, dense
+from codream.linear import dense
+from codream.nets import MLP
 from codream.partners import TeammatePredictor, others_of
 from codream.representation import Categorical
 from codream.rollout import Rollout, flat

@@ -22,9 +22,9 @@ from codream.envs import EnvSpec, TimeStep
 from codream.health import update_ratio
 from codream.imagination import Dream, dream
 from codream.latents import sample_index
+from codream.linear import lowered
 from codream.mesh import everywhere, spread
 from codream.metrics import Metrics, add_metrics, repeat
-from codream.nets import lowered
 from codream.pieces import mapped, pieces
 from codream.players import RANDOM, Past, draw_players, past_log_probs, snapshot
 from codream.replay import Replay, sample_recent, sample_starts, sequences

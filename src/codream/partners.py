@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from codream.config import WorldModelConfig
 from codream.envs import EnvSpec
-from codream.nets import KVCache, Linear, OneHots, Transformer, joined, linear
+from codream.linear import Linear, OneHots, joined, linear
+from codream.nets import KVCache, Transformer
 
 __all__ = ["TeammatePredictor", "others_of"]
 

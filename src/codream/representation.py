@@ -27,7 +27,8 @@ from codream.latents import (
     two_hot_mean,
     unimix,
 )
-from codream.nets import CNN, MLP, DeconvCNN, Input, OneHots, dense, joined
+from codream.linear import Input, OneHots, dense, joined
+from codream.nets import CNN, MLP, DeconvCNN
 
 __all__ = ["Categorical", "Change", "Representation", "representation"]
 

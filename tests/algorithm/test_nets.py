@@ -4,20 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codream.nets import (
-    CNN,
-    MLP,
-    DeconvCNN,
-    Joined,
-    KVCache,
-    OneHots,
-    Transformer,
-    _double,
-    _halve,
-    dense,
-    joined,
-    linear,
-)
+from codream.linear import Joined, OneHots, dense, joined, linear
+from codream.nets import CNN, MLP, DeconvCNN, KVCache, Transformer, _double, _halve
 
 TIME, SIZE = 10, 16
 X = jax.random.normal(jax.random.key(0), (TIME, SIZE))

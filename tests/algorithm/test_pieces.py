@@ -9,7 +9,7 @@ from tiny import SPEC, tiny
 from codream import actor_critic
 from codream.actor_critic import improve, init_agents
 from codream.imagination import Dream
-from codream.nets import OneHots, joined
+from codream.linear import OneHots, joined
 from codream.pieces import mapped, pieces, summed
 
 

@@ -19,9 +19,9 @@ from codream import matwm
 from codream.actor_critic import Actor, Critic
 from codream.agents import Agents
 from codream.envs import EnvSpec
+from codream.linear import dense
 from codream.markov_quality import imagine_along
 from codream.model_quality import Recording, sequences_of
-from codream.nets import dense
 from codream.world_model import Sequence, WorldModel
 
 __all__ = ["MOST_STEPS", "Dreamed", "Episode", "dreams_of", "played_only", "typical_episodes"]
