@@ -85,10 +85,9 @@ class Checkpoint:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays by their place in the runner, e.g. `state.agents.return_scale`. Raises CheckpointDamaged."""
-        ocp = _orbax()
-        wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in self.manifest.arrays}
+        wanted = {name: _orbax().RestoreArgs(restore_type=np.ndarray) for name in self.manifest.arrays}
         try:
-            with ocp.PyTreeCheckpointer() as checkpointer:
+            with _checkpointer() as checkpointer:
                 found = checkpointer.restore((self.path / "arrays").absolute(), restore_args=wanted)
             empty = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.manifest.empty.items()}
         except Exception as err:  # whatever Orbax makes of files that it did not write
@@ -143,7 +142,7 @@ def write(
     empty = {name: (list(x.shape), x.dtype.name) for name, x in taken.arrays.items() if x.size == 0}
     try:
         writing.mkdir()
-        with _orbax().PyTreeCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save((writing / "arrays").absolute(), full)
         manifest = Manifest(
             format=FORMAT,
@@ -380,6 +379,14 @@ def _place(path: Any) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _checkpointer() -> Any:
+    """Orbax's, of this process alone: on several hosts it would wait for the others to come too."""
+    ocp, this = _orbax(), jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def _orbax() -> Any:

@@ -26,6 +26,7 @@ from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, UnknownEnvironment
 from codream.evaluation import CrossPlay, evaluate
 from codream.health import TrainingDiverged
+from codream.hosts import FirstHostFailed, is_first, join, leave
 from codream.inspection import inspect
 from codream.live import WandbMode
 from codream.presets import preset
@@ -64,6 +65,13 @@ class Train:
     """Episodes of every pairing in the table at the end; 0 for no table, and a report without playing."""
     wandb: WandbMode = "off"
     """Also log to Weights & Biases."""
+    coordinator: str | None = None
+    """Train on several hosts, with this command on each: HOST:PORT of the first; `auto` where Slurm, Open MPI,
+    Kubernetes or a TPU says."""
+    processes: int | None = None
+    """With --coordinator HOST:PORT: how many processes there are."""
+    process: int | None = None
+    """With --coordinator HOST:PORT: which one this is, from 0."""
     peek: bool = True
     """Now and then, in at most 3 % of the time, play a little: cross-play so far and a dream in TensorBoard."""
 
@@ -179,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _DO[type(command)](command)
     except (ConfigError, RunError, UnknownEnvironment, CheckpointError, ModuleNotFoundError) as err:
         return _fail(err, 2)
-    except (EnvironmentFailure, TrainingDiverged, SweepFailed) as err:
+    except (EnvironmentFailure, FirstHostFailed, TrainingDiverged, SweepFailed) as err:
         return _fail(err, 1)
     except KeyboardInterrupt as err:  # `train` has said how to go on
         return getattr(err, "status", 130)
@@ -223,6 +231,10 @@ def _train(command: Train) -> None:
         raise ConfigError("--checkpoint needs --resume RUN: it says from which of the run's checkpoints to go on")
     if command.name is not None and command.resume is not None:
         raise ConfigError("--name is for a new run; --resume goes on in the folder of the run")
+    if command.coordinator is not None:
+        join(command.coordinator, command.processes, command.process)
+    elif command.processes is not None or command.process is not None:
+        raise ConfigError("--processes and --process need --coordinator HOST:PORT, where the first process is found")
     where = {"name": command.name, "resume": command.resume, "root": command.root, "peek": command.peek}
     if command.seeds == 1:
         runs = [train(config, checkpoint=command.checkpoint, wandb=command.wandb, **where)]
@@ -230,6 +242,9 @@ def _train(command: Train) -> None:
         raise ConfigError("--checkpoint and --wandb are for one run; with them leave --seeds at 1")
     else:
         runs = train_seeds(config, seeds=command.seeds, **where)
+    leave()
+    if not is_first():
+        return
     for run in runs:
         if command.episodes:
             result = evaluate(load(run), episodes=command.episodes)

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from codream import checkpoint as checkpoints
 from codream.checkpoint import CheckpointError
 from codream.envs import EnvironmentFailure
 from codream.guards import LeaveRequests, Stopped
 from codream.health import TrainingDiverged, all_finite
+from codream.hosts import from_first, most, perhaps_from_first
 from codream.metrics import Metrics, add_metrics
 from codream.progress import Bar
-from codream.recording import Record
+from codream.recording import Tally
 from codream.together import Runs
 from codream.training import Runner
 
@@ -41,9 +41,12 @@ def _add(totals: tuple[Metrics, ...], more: tuple[Metrics, ...]) -> tuple[tuple[
 
 
 class Loop:
-    """Advances `runs`, of which `records` writes one each."""
+    """Advances `runs`, of which `records` writes one each.
 
-    def __init__(self, runs: Runs, records: Sequence[Record], bar: Bar, leave: LeaveRequests):
+    On several hosts every process goes through the same loop; what they could judge differently they agree upon.
+    """
+
+    def __init__(self, runs: Runs, records: Sequence[Tally], bar: Bar, leave: LeaveRequests):
         self.runs, self.records, self.bar, self.leave = runs, records, bar, leave
         self.driver = runs.driver
         self._fine: Any = None  # of the step before
@@ -66,14 +69,14 @@ class Loop:
             raise
         finally:
             for record in self.records:
-                record.saver.wait()
+                record.wait()
 
     def _finish(self) -> None:
         unwritten = []
         for record in self.records:
             try:
                 if record.failed is None:
-                    record.saver.finish(record.steps)
+                    record.finish()
             except CheckpointError as err:
                 unwritten.append(str(err))
         if unwritten:
@@ -93,7 +96,7 @@ class Loop:
     def _steps(self, begun: Sequence[Runner | None]) -> None:
         runners = self.runs.join(
             [
-                self.driver.start(jax.random.key(record.config.seed)) if runner is None else runner
+                self._start(record) if runner is None else runner
                 for runner, record in zip(begun, self.records, strict=True)
             ]
         )
@@ -101,18 +104,19 @@ class Loop:
             record.begin(steps)
         waited, first, leave_by = 0, True, math.inf
         while any(record.open for record in self.records):
-            asked = self.leave.asked
+            (asked,) = most(self.leave.asked or 0)
             runners, metrics = self.runs.advance(runners)
-            runners = self._taken(runners, metrics, asked is not None)
+            runners = self._taken(runners, metrics, bool(asked))
             if first:
                 self.bar.restart_clock(self._done)
                 first = False
             if asked and leave_by == math.inf:
                 leave_by = time.monotonic() + GRACE
+            due = most(*[record.due for record in self.records])
             for run, record in enumerate(self.records):
-                if not record.open or not (record.due or asked):
+                if not record.open or not (due[run] or asked):
                     continue
-                waited += record.due
+                waited += due[run]
                 runner = self.runs.member(runners, run)
                 whole = self.driver.whole(runner)
                 # No cut for a signal: going on would not give what the uninterrupted run gives.
@@ -124,9 +128,15 @@ class Loop:
                     waited = 0
             left = [record for record in self.records if record.open]
             self.bar.update(self._done, last=not left)
-            kept = all(record.saved == record.steps for record in left)
-            if left and asked and (kept or time.monotonic() > leave_by):
-                raise Stopped(asked)
+            if left and asked:
+                unkept, late = most(any(record.saved != record.steps for record in left), time.monotonic() > leave_by)
+                if late or not unkept:
+                    raise Stopped(asked)
+
+    def _start(self, record: Tally) -> Runner:
+        """A new runner, of the first host's making."""
+        runner = self.driver.start(jax.random.key(record.config.seed))
+        return from_first(lambda: runner, runner)
 
     def _taken(self, runners: Any, metrics: tuple[Metrics, ...], leaving: bool) -> Any:
         """Every run's steps and metrics go to its record; `runners`, gone back where something is not finite."""
@@ -136,7 +146,7 @@ class Loop:
         steps = self.runs.steps(runners)
         # Who waits for this step's sums keeps the next one from overlapping; those of the step before will do, as they
         # stop at the first fault, unless something is to be written.
-        writes = leaving or any(map(Record.writes, self.records, steps))
+        writes = leaving or any(r.writes(n) for r, n in zip(self.records, steps, strict=True))
         ahead = self.driver.config.async_collect and not writes
         known = jax.device_get(self._fine if ahead and self._fine is not None else fine)
         self._fine = fine
@@ -152,11 +162,11 @@ class Loop:
                 runners = self.runs.replaced(runners, run, runner)
         return runners
 
-    def _rolled_back(self, record: Record) -> Runner | None:
+    def _rolled_back(self, record: Tally) -> Runner | None:
         """The runner of a run's last checkpoint (or a new one) with another key, if the configuration says so;
         otherwise the run has failed, and how to go on is said."""
         err, config = record.diverged(), record.config
-        record.saver.wait()
+        record.wait()
         if config.on_nan == "stop" or record.rollbacks >= config.rollbacks:
             tried = f" after {record.rollbacks} rollbacks" if record.rollbacks else ""
             record.failed = TrainingDiverged(
@@ -165,14 +175,14 @@ class Loop:
                 "from the last checkpoint by itself, with other random numbers"
             )
             if len(self.records) > 1:
-                self.bar.warn(f"{record.run.path.name}: {err}; it stops, the others go on")
+                self.bar.warn(f"seed {config.seed}: {err}; it stops, the others go on")
             return None
-        if checkpoints.saved(record.run.checkpoints):
-            found = checkpoints.latest_good(record.run.path, self.bar.warn)
-            runner = checkpoints.restore(self.driver.template(), found)
-            self.driver.rest()
+        template = self.driver.template()
+        runner = perhaps_from_first(lambda: record.earlier(template), template)
+        if runner is None:
+            runner = self._start(record)
         else:
-            runner = self.driver.start(jax.random.key(config.seed))
+            self.driver.rest()
         self._fine = None
         # Another key: with the same one the same would happen.
         runner = eqx.tree_at(lambda r: r.key, runner, jax.random.fold_in(runner.key, record.rollbacks + 1))

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from codream.config import ConfigError
+from codream.hosts import number
 
 __all__ = ["data_mesh", "everywhere", "placed", "spread"]
 
@@ -46,13 +47,21 @@ def everywhere(tree: T, devices: int) -> T:
 
 
 def placed(tree: T, devices: int) -> T:
-    """`tree` copied to every device. Outside compiled functions."""
-    return _on_all(tree, devices, jax.device_put)
+    """`tree`, which is the same on every host, copied to every device. Outside compiled functions."""
+    return _on_all(tree, devices, jax.device_put if number() == 1 else _computed)
+
+
+def _computed(arrays: T, place: NamedSharding) -> T:
+    """What `device_put` does, on devices of which some are another host's."""
+    return jax.jit(_same, out_shardings=place)(arrays)
+
+
+def _same(arrays: T) -> T:
+    return arrays
 
 
 def _on_all(tree: T, devices: int, put: Any) -> T:
     if devices == 1:
         return tree
-    place = NamedSharding(data_mesh(devices), PartitionSpec())
     arrays, static = eqx.partition(tree, eqx.is_array)
-    return eqx.combine(jax.tree.map(lambda x: put(x, place), arrays), static)
+    return eqx.combine(put(arrays, NamedSharding(data_mesh(devices), PartitionSpec())), static)

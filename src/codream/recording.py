@@ -21,10 +21,88 @@ from codream.saving import MetricsFile, Saver
 from codream.scoring import Scorer
 from codream.training import Runner
 
-__all__ = ["Record"]
+__all__ = ["Record", "Tally"]
 
 
-class Record:
+class Tally:
+    """What of a run is done, and what is due: all that a process knows which does not keep it (`codream.hosts`)."""
+
+    def __init__(self, config: Config, rollbacks: int = 0):
+        self.config, self.rollbacks = config, rollbacks
+        self.totals: Metrics | None = None  # since the last line
+        self.done = False
+        self.failed: TrainingDiverged | None = None
+        self.begin(0)
+
+    def begin(self, steps: int) -> None:
+        """Metrics and checkpoints are counted from `steps`."""
+        self.steps = self._logged = self.saved = steps
+        self.totals = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it still trains."""
+        return not self.done and self.failed is None
+
+    @property
+    def complete(self) -> bool:
+        return self.steps >= self.config.total_steps
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self.complete or _passed(self.config.checkpoint_every, self.saved, self.steps)
+
+    def writes(self, steps: int) -> bool:
+        """Whether there will be something to write once so many steps are done."""
+        since = ((self.config.log_every, self._logged), (self.config.checkpoint_every, self.saved))
+        return steps >= self.config.total_steps or any(_passed(every, before, steps) for every, before in since)
+
+    def take(self, steps: int, runner: Callable[[], Runner]) -> None:
+        """Steps have been taken: log and look at them if it is time to."""
+        self.steps = steps
+        if _passed(self.config.log_every, self._logged, self.steps):
+            self._log()
+            self._look(runner)
+
+    def save(self, runner: Runner) -> None:
+        """Keep the run as it is now."""
+        self._log()
+        self._keep(runner)
+        self.saved, self.done = self.steps, self.complete
+
+    def diverged(self) -> TrainingDiverged:
+        """What is not finite, and since which step."""
+        totals = jax.device_get(self.totals)
+        return TrainingDiverged(f"{faults(totals)} at step {self._logged + int(totals[STEPS][0])}")
+
+    def earlier(self, template: Runner) -> Runner | None:
+        """The runner of the last checkpoint; None where there is none yet, or none that this process knows of."""
+        return None
+
+    def roll_back(self, steps: int) -> None:
+        """Forget what came after `steps`."""
+        self.rollbacks += 1
+        self.begin(steps)
+
+    def how_to_go_on(self) -> str:
+        return "The first process says how to go on."
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+
+    def finish(self) -> None:
+        """At the end of training: see to it that all is written."""
+
+    def _log(self) -> None:
+        self.totals, self._logged = None, self.steps
+
+    def _look(self, runner: Callable[[], Runner]) -> None: ...
+
+    def _keep(self, runner: Runner) -> None: ...
+
+
+class Record(Tally):
     """Writes down one run while it trains.
 
     `bar`: shared with the runs that train together; `shown`: whether this one's metrics stand beside and below it.
@@ -43,71 +121,44 @@ class Record:
         rollbacks: int = 0,
         shown: bool = True,
     ):
-        self.run, self.spec, self.config, self.bar, self.live, self.peek = run, spec, config, bar, live, peek
-        self.shown, self.rollbacks, self._about = shown, rollbacks, run.about
+        self.run, self.spec, self.bar, self.live, self.peek = run, spec, bar, live, peek
+        self.shown, self._about = shown, run.about
         self.metrics = MetricsFile(run.path / "metrics.jsonl", bar.warn)
         self.saver = Saver(run, config, spec, self.metrics, bar.warn, score)
-        self.totals: Metrics | None = None  # since the last line
-        self.done = False
-        self.failed: TrainingDiverged | None = None
         last = run.metrics()[-1:]
         self._before = last[0]["seconds"] if last else 0.0  # spent before this process
         self._began = time.monotonic()
-        self.begin(0)
+        super().__init__(config, rollbacks)
 
     def begin(self, steps: int) -> None:
-        """Metrics and checkpoints are counted from `steps`."""
-        self.steps = self._logged = self.saved = steps
-        self.totals, self._line_began = None, time.monotonic()
+        super().begin(steps)
+        self._line_began = time.monotonic()
 
-    @property
-    def open(self) -> bool:
-        """Whether it still trains."""
-        return not self.done and self.failed is None
-
-    def take(self, steps: int, runner: Callable[[], Runner]) -> None:
-        """Steps have been taken: log and look at them if it is time to."""
-        self.steps = steps
-        if _passed(self.config.log_every, self._logged, self.steps):
-            self._log()
-            self._look(runner)
-
-    @property
-    def complete(self) -> bool:
-        return self.steps >= self.config.total_steps
-
-    @property
-    def due(self) -> bool:
-        """Whether it is time for a checkpoint."""
-        return self.complete or _passed(self.config.checkpoint_every, self.saved, self.steps)
-
-    def writes(self, steps: int) -> bool:
-        """Whether there will be something to write once so many steps are done."""
-        since = ((self.config.log_every, self._logged), (self.config.checkpoint_every, self.saved))
-        return steps >= self.config.total_steps or any(_passed(every, before, steps) for every, before in since)
-
-    def save(self, runner: Runner) -> None:
-        self._log()
+    def _keep(self, runner: Runner) -> None:
         if self.metrics.flush():
             self.saver.save(runner, self.steps, self.rollbacks)
             self._note(f"checkpoint {self.steps:,} (waited {self.saver.measured['checkpoint/stall_seconds']:.2f} s)")
-        self.saved, self.done = self.steps, self.complete
 
-    def diverged(self) -> TrainingDiverged:
-        """What is not finite, and since which step."""
-        totals = jax.device_get(self.totals)
-        return TrainingDiverged(f"{faults(totals)} at step {self._logged + int(totals[STEPS][0])}")
+    def earlier(self, template: Runner) -> Runner | None:
+        self.wait()
+        if not checkpoints.saved(self.run.checkpoints):
+            return None
+        return checkpoints.restore(template, checkpoints.latest_good(self.run.path, self.bar.warn))
 
     def roll_back(self, steps: int) -> None:
-        """Forget what came after `steps`."""
-        self.rollbacks += 1
-        self.begin(steps)
+        super().roll_back(steps)
         checkpoints.set_aside(self.run.checkpoints, steps)
         self.run.rewind(self.config, steps)
         self.live.rewind(steps)
 
-    def how_to_go_on(self) -> str:
+    def wait(self) -> None:
         self.saver.wait()
+
+    def finish(self) -> None:
+        self.saver.finish(self.steps)
+
+    def how_to_go_on(self) -> str:
+        self.wait()
         every = checkpoints.saved(self.run.checkpoints)
         where = f"The last checkpoint is {every[max(every)]}" if every else "There is no checkpoint yet"
         return f"{where}; {'go on' if every else 'start over'} with\n  codream train --resume {self.run.path}"
@@ -137,7 +188,8 @@ class Record:
         self.metrics.add(line)
         self.live.scalars(line)
         self._show(means)
-        self.totals, self._logged, self._line_began = None, self.steps, now
+        self._line_began = now
+        super()._log()
 
     def _show(self, means: dict[str, float]) -> None:
         returns = []

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from codream.hosts import on_this
 from codream.mesh import placed
 from codream.metrics import Metrics
 from codream.training import GraphDriver, HostDriver, Runner
@@ -67,7 +68,7 @@ class Alone:
         return [self.driver.steps(runners)]
 
     def member(self, runners: Runner, run: int) -> Runner:
-        return runners
+        return on_this(runners)
 
     def replaced(self, runners: Runner, run: int, runner: Runner) -> Runner:
         return self.join([runner])

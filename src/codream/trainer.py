@@ -9,17 +9,21 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from codream import checkpoint as checkpoints
+from codream.checkpoint import Checkpoint
 from codream.config import Config, ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv
 from codream.guards import LeaveRequests
 from codream.health import TrainingDiverged
+from codream.hosts import SharedEnv, is_first, most, number, perhaps_from_first, text_from_first
 from codream.live import Live, WandbMode
 from codream.loop import Loop
 from codream.presets import preset
 from codream.progress import Bar, to_stderr
 from codream.reading import flat
-from codream.recording import Record
+from codream.recording import Record, Tally
 from codream.report import report
 from codream.report.peek import Peek
 from codream.runs import Run, RunError, build_env
@@ -118,6 +122,8 @@ def train_seeds(
         raise ConfigError(f"seeds must be at least 1, got {seeds}")
     first = None if resume is None else Run.open(resume, root)
     config = config or (preset("small") if first is None else first.config)
+    if number() > 1:
+        raise ConfigError("several seeds are trained together on one host, not on the hosts of a run")
     if config.devices != 1:
         raise ConfigError(f"several seeds are trained together on one device; got devices={config.devices}")
     requests = []
@@ -165,6 +171,8 @@ def _trained(
 ) -> list[Run]:
     """Train what is asked for, all of one configuration but for the seed, and return the runs."""
     made, config = environment_of(requests[0].config, env)
+    if number() > 1:
+        made = _shared(made, config)
     requests = [dataclasses.replace(r, config=dataclasses.replace(config, seed=r.config.seed)) for r in requests]
     copies = lambda n: build_env(config, n, env)  # noqa: E731
     try:
@@ -172,20 +180,19 @@ def _trained(
         scores = [
             Scorer(r.config, made.spec, copies) if config.checkpoints_best is not None else None for r in requests
         ]
-        runs = _folders(requests, made.spec, root, by_object=env is not None)
         with contextlib.ExitStack() as stack:
-            for run in runs:
-                stack.enter_context(run.locked())
-            resumed = [
-                (None, 0) if r.resumed is None else _resumed(run, together.driver, r.config, r.checkpoint)
-                for r, run in zip(requests, runs, strict=True)
-            ]
+            runs = _held(requests, made.spec, root, stack, by_object=env is not None)
+            resumed = [_resumed(run, together.driver, r) for r, run in zip(requests, runs, strict=True)]
             begun = [0 if runner is None else int(runner.state.steps) for runner, _ in resumed]
             title = "train" if len(runs) == 1 else f"train {len(runs)} seeds"
-            bar = stack.enter_context(Bar(title, config.total_steps, start=min(begun), show=progress))
+            shown = progress and is_first()
+            bar = stack.enter_context(Bar(title, config.total_steps, start=min(begun), show=shown))
             leave = stack.enter_context(LeaveRequests(bar.warn))
-            records = []
+            records: list[Tally] = []
             for k, (run, request) in enumerate(zip(runs, requests, strict=True)):
+                if not is_first():
+                    records.append(Tally(request.config, resumed[k][1]))
+                    continue
                 live = Live(run.path, request.config, begun=begun[k], wandb=wandb, tell=bar.warn)
                 stack.callback(live.close)
                 looks = Peek(str(run.path), request.config, live, copies) if peek and k == 0 else None
@@ -195,9 +202,23 @@ def _trained(
     finally:
         if env is None and isinstance(made, HostEnv):
             made.close()
-    for run in runs:
-        _draw(run)
+    if is_first():
+        for run in runs:
+            _draw(run)
     return runs
+
+
+def _shared(env: HostEnv | GraphEnv, config: Config) -> HostEnv | GraphEnv:
+    """The environment of a run on several hosts, if there can be such a run."""
+    if config.algo != "matwm" or config.async_collect:
+        asked = "async_collect" if config.async_collect else f"algo={config.algo}"
+        raise ConfigError(f"{asked} is for a run on one host; this one has {number()} processes")
+    if config.devices != jax.device_count():
+        raise ConfigError(
+            f"{number()} processes share this run, so it has to use all of their devices: --devices "
+            f"{jax.device_count()}, got {config.devices}"
+        )
+    return SharedEnv(env) if isinstance(env, HostEnv) else env
 
 
 def _together(driver: HostDriver | GraphDriver, config: Config, count: int) -> Runs:
@@ -230,6 +251,22 @@ def _folders(requests: list[_Request], spec: EnvSpec, root: str | Path, *, by_ob
     return runs
 
 
+def _held(
+    requests: list[_Request], spec: EnvSpec, root: str | Path, stack: contextlib.ExitStack, *, by_object: bool
+) -> list[Run]:
+    """`_folders`, kept from other processes until `stack` is left."""
+    runs: list[Run] = []
+
+    def hold() -> str:
+        runs.extend(_folders(requests, spec, root, by_object=by_object))
+        for run in runs:
+            stack.enter_context(run.locked())
+        return str(runs[0].path)
+
+    first = text_from_first(hold)
+    return runs or [Run(Path(first))]  # the folder is the first host's
+
+
 def _draw(run: Run) -> None:
     """Drawing comes after everything is saved, and must not spoil it."""
     try:
@@ -253,28 +290,45 @@ def environment_of(config: Config, env: Any) -> tuple[HostEnv | GraphEnv, Config
     return made, config.resolve(made.spec)
 
 
-def _resumed(
-    run: Run, driver: HostDriver | GraphDriver, config: Config, steps: int | None
-) -> tuple[Runner | None, int]:
-    """The runner to go on with, and how often the run was rolled back; None where no checkpoint was written yet, so
-    that the run starts over."""
+def _resumed(run: Run, driver: HostDriver | GraphDriver, request: _Request) -> tuple[Runner | None, int]:
+    """The runner to go on with, and how often the run was rolled back; None where no checkpoint was written yet, or the
+    run is new, so that it starts."""
+    if request.resumed is None:
+        return None, 0
+    template, rollbacks = driver.template(), 0
+
+    def restored() -> Runner | None:
+        nonlocal rollbacks
+        found = _found(run, driver.spec, request)
+        if found is None:
+            run.rewind(request.config, 0)
+            return None
+        rollbacks = found.manifest.rollbacks
+        runner = checkpoints.restore(template, found)
+        checkpoints.set_aside(run.checkpoints, found.steps)
+        run.rewind(request.config, found.steps)
+        return runner
+
+    runner = perhaps_from_first(restored, template)
+    return runner, most(rollbacks)[0]
+
+
+def _found(run: Run, spec: EnvSpec, request: _Request) -> Checkpoint | None:
+    """The checkpoint to go on from, if what is asked for can go on from it."""
+    config, steps = request.config, request.checkpoint
     if steps is None and not checkpoints.saved(run.checkpoints):
         _refuse_changes(run, run.config, config)
-        run.rewind(config, 0)
-        return None, 0
+        return None
     found = checkpoints.find(run.path, steps) if steps is not None else checkpoints.latest_good(run.path, to_stderr)
     _refuse_changes(run, found.config, config)
-    _refuse_other_spec(run, found.spec, driver.spec)
+    _refuse_other_spec(run, found.spec, spec)
     if found.steps >= config.total_steps:
         raise RunError(
             f"{run.path} has reached its total of {config.total_steps} steps (its checkpoint is of step "
             f"{found.steps}); to go on, give a larger one: "
             f"codream train --resume {run.path} --total-steps {2 * found.steps}"
         )
-    runner = checkpoints.restore(driver.template(), found)
-    checkpoints.set_aside(run.checkpoints, found.steps)
-    run.rewind(config, found.steps)
-    return runner, found.manifest.rollbacks
+    return found
 
 
 def _refuse_changes(run: Run, saved: Config, given: Config) -> None:

@@ -1,0 +1,168 @@
+"""One run in two processes, each with simulated devices of its own: they agree, and it is the run of one process."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from codream import ConfigError, Run, checkpoint, cli, hosts
+
+AGREE = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from codream import hosts
+from codream.mesh import placed
+
+process = int(sys.argv[2])
+hosts.join(f"localhost:{sys.argv[1]}", 2, process)
+assert (hosts.number(), hosts.is_first()) == (2, process == 0)
+assert hosts.most(process, 7 - process, 3) == (1, 7, 3)
+
+# What is no array is each process's own; arrays come bit by bit, keys as keys.
+tree = {"x": np.asarray([-0.0, np.nan, process], np.float32), "flag": np.asarray(process == 0), "own": process,
+        "key": jax.random.key(process), "none": np.zeros((0, 2), np.int32)}
+got = hosts.from_first(lambda: tree, jax.eval_shape(lambda: {**tree, "own": 0}) | {"own": process})
+assert got["x"].tobytes() == np.asarray([-0.0, np.nan, 0], np.float32).tobytes()
+assert bool(got["flag"]) and got["own"] == process and got["none"].shape == (0, 2)
+assert jnp.array_equal(jax.random.key_data(got["key"]), jax.random.key_data(jax.random.key(0)))
+assert hosts.text_from_first(lambda: f"runs/Löwe-{process}") == "runs/Löwe-0"
+assert hosts.perhaps_from_first(lambda: None, np.zeros(2)) is None
+assert hosts.perhaps_from_first(lambda: np.ones(2), np.zeros(2)).tolist() == [1, 1]
+
+everywhere = placed(got, 4)
+assert len(everywhere["x"].sharding.device_set) == 4
+assert hosts.on_this(everywhere)["x"].is_fully_addressable
+
+def fail():
+    raise ZeroDivisionError("only here")
+
+try:
+    hosts.from_first(fail, np.zeros(1))
+except (ZeroDivisionError, hosts.FirstHostFailed) as err:
+    assert isinstance(err, ZeroDivisionError) == (process == 0)
+else:
+    raise AssertionError
+hosts.leave()
+assert float(jnp.sum(jnp.ones(3))) == 3.0
+print("agreed")
+"""
+
+TRAIN = """
+import dataclasses, sys
+sys.path.insert(0, sys.argv[3])
+from helpers import tiny_config
+from codream import hosts, train
+
+port, process, _, root, env, steps, resume = sys.argv[1:]
+if int(process) >= 0:
+    hosts.join(f"localhost:{port}", 2, int(process))
+config = tiny_config(env=env, total_steps=int(steps), checkpoint_every=100, devices=4)
+try:
+    train(config, root=root, peek=True, progress=False, **({"resume": f"{root}/run"} if resume else {"name": "run"}))
+except KeyboardInterrupt as err:
+    sys.exit(err.status)
+hosts.leave()
+"""
+
+
+def port() -> str:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
+def start(program: str, devices: int, *args: str) -> subprocess.Popen:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    env = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"}
+    return subprocess.Popen([sys.executable, "-c", program, *args], env=env, stderr=subprocess.PIPE, text=True)
+
+
+def both(program: str, *args: str) -> list[subprocess.Popen]:
+    at = port()
+    return [start(program, 2, at, str(process), *args) for process in range(2)]
+
+
+def statuses(processes: list[subprocess.Popen]) -> list[int]:
+    said = [process.communicate(timeout=900)[1] for process in processes]
+    print(*said, sep="\n")  # shown where the test fails
+    return [process.returncode for process in processes]
+
+
+def test_two_processes_agree() -> None:
+    assert statuses(both(AGREE)) == [0, 0]
+
+
+def arrays(root: Path, steps: int) -> dict[str, np.ndarray]:
+    return checkpoint.find(root / "run", steps).arrays()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["mpe2:simple_tag_v3", "jaxmarl:simple_tag"])
+def test_one_run_on_two_hosts(env: str, tmp_path: Path) -> None:
+    """It is the run of one process with as many devices, up to rounding; a signal to either process lets both save and
+    leave; one that is killed ends the other; and what goes on ends as if nothing had been."""
+    here = str(Path(__file__).parent)
+    alone, whole, stopped = (tmp_path / name for name in ("alone", "whole", "stopped"))
+    assert statuses([start(TRAIN, 4, "", "-1", here, str(alone), env, "300", "")]) == [0]
+    assert statuses(both(TRAIN, here, str(whole), env, "300", "")) == [0, 0]
+    expected, found = arrays(alone, 300), arrays(whole, 300)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        if name.startswith("state.world_model."):
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=0.01, err_msg=name)
+    assert len(Run(whole / "run").metrics()) == 3
+
+    processes = both(TRAIN, here, str(stopped), env, "300", "")
+    wait_for(stopped / "run" / "checkpoints" / "100")
+    processes[1].send_signal(signal.SIGTERM)
+    assert statuses(processes) == [128 + signal.SIGTERM] * 2
+    processes = both(TRAIN, here, str(stopped), env, "300", "resume")
+    wait_for(stopped / "run" / "checkpoints" / "200")
+    processes[1].kill()
+    processes[0].wait(300)
+    if processes[0].returncode:  # else it had come to its end already
+        assert statuses(both(TRAIN, here, str(stopped), env, "300", "resume")) == [0, 0]
+    going_on = arrays(stopped, 300)
+    for name, value in found.items():
+        np.testing.assert_array_equal(going_on[name], value, err_msg=name)
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 600
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--processes", "2"], "--processes and --process need --coordinator"),
+        (["--coordinator", "localhost:1"], "needs --processes (how many) and --process (which this is)"),
+        (
+            ["--coordinator", "localhost:1", "--processes", "2", "--process", "2"],
+            "--process must be from 0 to 1, got 2",
+        ),
+        (["--coordinator", "auto", "--processes", "2"], "leave them out"),
+    ],
+)
+def test_half_a_launch_line_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_by_oneself_everything_is_ones_own() -> None:
+    assert hosts.number() == 1
+    assert hosts.is_first()
+    assert hosts.most(3, 1) == (3, 1)
+    assert hosts.from_first(lambda: "made", "like") == "made"
+    jax.numpy.zeros(1)  # computes
+    with pytest.raises(ConfigError, match="cannot join the processes of --coordinator localhost:1"):
+        hosts.join("localhost:1", 2, 0)
