@@ -175,7 +175,7 @@ class Loop:
                 "from the last checkpoint by itself, with other random numbers"
             )
             if len(self.records) > 1:
-                self.bar.warn(f"seed {config.seed}: {err}; it stops, the others go on")
+                self.bar.warn(f"{record.name}: {err}; it stops, the others go on")
             return None
         template = self.driver.template()
         runner = perhaps_from_first(lambda: record.earlier(template), template)

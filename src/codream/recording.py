@@ -40,6 +40,10 @@ class Tally:
         self.totals = None
 
     @property
+    def name(self) -> str:
+        return f"seed {self.config.seed}"
+
+    @property
     def open(self) -> bool:
         """Whether it still trains."""
         return not self.done and self.failed is None
@@ -129,6 +133,10 @@ class Record(Tally):
         self._before = last[0]["seconds"] if last else 0.0  # spent before this process
         self._began = time.monotonic()
         super().__init__(config, rollbacks)
+
+    @property
+    def name(self) -> str:
+        return self.run.path.name
 
     def begin(self, steps: int) -> None:
         super().begin(steps)
