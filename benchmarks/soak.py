@@ -129,7 +129,7 @@ def table(out: Path) -> str:
         seconds, steps = data["seconds"][late], data["steps"][late]
         logged = (log["seconds"] > whole / 6) & (log["steps"] > data["steps"].max() / 10)
         ms, at = log["step_ms"][logged], log["seconds"][logged]
-        thirds = np.array_split(ms, 3)
+        thirds, fifths = np.array_split(ms, 3), np.array_split(data["resident"][late], 5)
         lines = np.searchsorted(log["steps"], steps, side="right")
 
         def flat(name: str, data=data, late=late, seconds=seconds) -> str:
@@ -140,6 +140,7 @@ def table(out: Path) -> str:
             "time": f"{whole / 60:.0f} minutes",
             "environment steps": f"{data['steps'][-1]:,.0f}",
             "resident memory": flat("resident") + f"largest {data['resident'].max() / 2**20:,.0f}",
+            "its medians by fifths": " / ".join(f"{np.median(part) / 2**20:,.0f}" for part in fifths) + " MiB",
             "arrays on the device": flat("device") + f"largest {data['device'].max() / 2**20:,.0f}",
             "time of a step, median by thirds": " / ".join(f"{np.median(third):.2f}" for third in thirds)
             + f" ms ({per_hour(at, ms):+.2f} ms per hour)",

@@ -56,7 +56,7 @@ print(json.dumps({"one": trained(1), "eight": trained(8), "half": trained(1, "bf
 @pytest.fixture(scope="module")
 def found() -> dict:
     """Two updates of everything, on one device, on eight simulated ones, and in bfloat16."""
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", SHARED, str(Path(__file__).parent)],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
