@@ -14,7 +14,6 @@ def test_outputs_are_stripped() -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in cells if cell.cell_type == "code")
 
 
-@pytest.mark.slow
 # Jupyter's client warns of its own event loops and sockets.
 @pytest.mark.filterwarnings("default")
 def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
