@@ -1,4 +1,5 @@
-"""A program for tests/test_devices.py: the first updates of a learner, on whatever device JAX finds, written to a file.
+"""A program for tests/test_devices.py: the first update of each part of a learner, on whatever device JAX finds, to a
+file.
 
 python tests/first_updates.py matwm|wm_rnd OUT.npz
 """
@@ -15,8 +16,8 @@ from codream.training import GraphDriver
 
 LR = 1e-3
 """Learning rate of every optimiser."""
-UPDATES = 2
-"""Of each part, at most."""
+OPTIMISER_STEPS = 2
+"""Steps of an optimiser within an update, at most."""
 
 
 def main(algo: str, out: str) -> None:
@@ -25,8 +26,11 @@ def main(algo: str, out: str) -> None:
     if algo == "matwm":
         config = tiny_config(num_envs=2, warmup=0, world_model_every=64.0, agents_every=64.0)
     config = config.resolve(env.spec)
-    driver = GraphDriver(env, config, chunk=8 if algo == "wm_rnd" else 72)
+    # No step follows the update: weights whose gradient is nothing but rounding move either way, and so do actions.
+    driver = GraphDriver(env, config, chunk=8 if algo == "wm_rnd" else 1)
     runner, metrics = driver.advance(driver.start(jax.random.key(0)))
+    while algo == "matwm" and not int(runner.state.agents_updates):
+        runner, metrics = driver.advance(runner)
     found = {f"metrics {name}": np.asarray(total) for name, (total, count) in metrics.items() if count > 0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(runner.state, eqx.is_inexact_array)):
         place = jax.tree_util.keystr(path)

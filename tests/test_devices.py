@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from first_updates import LR, UPDATES
+from first_updates import LR, OPTIMISER_STEPS
 
 PROGRAM = Path(__file__).parent / "first_updates.py"
 # Without TF32, which rounds to ten bits.
@@ -34,7 +34,7 @@ def first_updates(algo: str, out: Path, **settings: str) -> dict[str, np.ndarray
 @pytest.mark.parametrize("algo", ["matwm", "wm_rnd"])
 @pytest.mark.parametrize("other", OTHERS)
 def test_first_updates_agree_across_devices(algo: str, other: str, tmp_path: Path) -> None:
-    """Losses and norms to a thousandth; parameters to two learning rates an update, since Adam makes a step of that
+    """Losses and norms to a thousandth; parameters to two learning rates a step, since Adam makes one of that
     size of a gradient that is nothing but rounding."""
     if other == "cuda" and shutil.which("nvidia-smi") is None:
         pytest.skip("needs an NVIDIA GPU")
@@ -44,9 +44,11 @@ def test_first_updates_agree_across_devices(algo: str, other: str, tmp_path: Pat
     furthest = {"metrics": 0.0, "parameters": 0.0}
     for name, value in here.items():
         metric = name.startswith("metrics")
-        tolerance = {"rtol": 1e-3, "atol": 1e-4} if metric else {"rtol": 0, "atol": 2 * LR * UPDATES}
+        tolerance = {"rtol": 1e-3, "atol": 1e-4} if metric else {"rtol": 0, "atol": 2 * LR * OPTIMISER_STEPS}
         np.testing.assert_allclose(there[name], value, err_msg=name, **tolerance)
-        away = np.max(np.abs(there[name] - value) / (np.abs(value) + 0.1 if metric else LR * UPDATES), initial=0)
+        away = np.max(
+            np.abs(there[name] - value) / (np.abs(value) + 0.1 if metric else LR * OPTIMISER_STEPS), initial=0
+        )
         kind = "metrics" if metric else "parameters"
         furthest[kind] = max(furthest[kind], float(away))
     print(f"furthest apart: {furthest}")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from codream.config import ConfigError
 from codream.envs import HostEnv, TimeStep
@@ -57,6 +58,16 @@ def join(coordinator: str, processes: int | None = None, process: int | None = N
         jax.distributed.initialize(None if coordinator == "auto" else coordinator, processes, process)
     except (RuntimeError, ValueError) as err:
         raise ConfigError(f"cannot join the processes of --coordinator {coordinator}: {err}") from err
+    _connect()
+
+
+def _connect() -> None:
+    """Connect all devices while the processes are at the same place: later one may compile for a minute longer than
+    another, and connections on the CPU are waited for 30 seconds only."""
+    most(0)
+    devices = Mesh(np.asarray(jax.devices()), ("data",))
+    one_each = jax.jit(lambda: jnp.ones(devices.size), out_shardings=NamedSharding(devices, PartitionSpec("data")))()
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=NamedSharding(devices, PartitionSpec()))(one_each))
 
 
 def leave() -> None:
