@@ -34,8 +34,9 @@ def first_updates(algo: str, out: Path, **settings: str) -> dict[str, np.ndarray
 @pytest.mark.parametrize("algo", ["matwm", "wm_rnd"])
 @pytest.mark.parametrize("other", OTHERS)
 def test_first_updates_agree_across_devices(algo: str, other: str, tmp_path: Path) -> None:
-    """Losses and norms to a thousandth; parameters to two learning rates a step, since Adam makes one of that
-    size of a gradient that is nothing but rounding."""
+    """Losses and norms to a thousandth; the agents', which contain imagined rewards, also to 0.05: what a probability is
+    off by, 1e-8, times the largest bin, e¹⁵. Parameters to two learning rates a step of the optimiser, since Adam makes
+    one of that size of a gradient that is nothing but rounding."""
     if other == "cuda" and shutil.which("nvidia-smi") is None:
         pytest.skip("needs an NVIDIA GPU")
     here = first_updates(algo, tmp_path / "here.npz")
@@ -43,8 +44,10 @@ def test_first_updates_agree_across_devices(algo: str, other: str, tmp_path: Pat
     assert here.keys() == there.keys()
     furthest = {"metrics": 0.0, "parameters": 0.0}
     for name, value in here.items():
-        metric = name.startswith("metrics")
-        tolerance = {"rtol": 1e-3, "atol": 1e-4} if metric else {"rtol": 0, "atol": 2 * LR * OPTIMISER_STEPS}
+        metric, imagined = name.startswith("metrics"), name.startswith("metrics agent/")
+        tolerance = {"rtol": 0, "atol": 2 * LR * OPTIMISER_STEPS}
+        if metric:
+            tolerance = {"rtol": 1e-3, "atol": 0.05 if imagined else 1e-4}
         np.testing.assert_allclose(there[name], value, err_msg=name, **tolerance)
         away = np.max(
             np.abs(there[name] - value) / (np.abs(value) + 0.1 if metric else LR * OPTIMISER_STEPS), initial=0

@@ -74,15 +74,14 @@ def two_hot_loss(logits: Float[Array, "*s bins"], x: Float[Array, "*s"], bins: B
 
 
 def two_hot_mean(logits: Float[Array, "*s bins"], bins: Bins) -> Float[Array, "*s"]:
-    """Σ softmax(logits) · bins.
+    """Σ softmax(logits) · bins, for bins that are symmetric about 0.
 
-    The two halves are summed outwards from the middle, so that a symmetric distribution has mean exactly 0.
+    Of opposite bins the probabilities are subtracted before anything is multiplied: a symmetric distribution, such as
+    that of a new network, has mean exactly 0 on every device, also where products and sums are fused.
     """
-    weighted = jax.nn.softmax(logits) * bins
-    middle = len(bins) // 2
-    return jnp.sum(weighted[..., :middle][..., ::-1] + weighted[..., -middle:], axis=-1) + (
-        weighted[..., middle] if len(bins) % 2 else 0.0
-    )
+    probs, middle = jax.nn.softmax(logits), len(bins) // 2
+    reach = (bins[-middle:] - bins[:middle][::-1]) / 2
+    return jnp.sum((probs[..., -middle:] - probs[..., :middle][..., ::-1]) * reach, axis=-1)
 
 
 def unimix(logits: Float[Array, "*s classes"], share: float) -> Float[Array, "*s classes"]:
