@@ -34,7 +34,7 @@ def first_updates(algo: str, out: Path, **settings: str) -> dict[str, np.ndarray
 @pytest.mark.parametrize("algo", ["matwm", "wm_rnd"])
 @pytest.mark.parametrize("other", OTHERS)
 def test_first_updates_agree_across_devices(algo: str, other: str, tmp_path: Path) -> None:
-    """Losses and norms to a thousandth; the agents', which contain imagined rewards, also to 0.05: what a probability is
+    """Losses and norms to a thousandth; the agents', which hold imagined rewards, also to 0.05: what a probability is
     off by, 1e-8, times the largest bin, e¹⁵. Parameters to two learning rates a step of the optimiser, since Adam makes
     one of that size of a gradient that is nothing but rounding."""
     if other == "cuda" and shutil.which("nvidia-smi") is None:
