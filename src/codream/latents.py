@@ -91,15 +91,18 @@ def unimix(logits: Float[Array, "*s classes"], share: float) -> Float[Array, "*s
     return jnp.log((1 - share) * jax.nn.softmax(logits) + share / logits.shape[-1])
 
 
-def sample_index(key: PRNGKeyArray, log_probs: Float[Array, "*s classes"]) -> Int[Array, "*s"]:
-    """A sample of each categorical by inverting its running sum: one random number each, not one a class."""
-    probs = jax.nn.softmax(log_probs)
-    n = probs.shape[-1]
-    total = probs @ jnp.triu(jnp.ones((n, n), probs.dtype))  # a running sum, faster so than as a scan
-    u = jax.random.uniform(key, probs.shape[:-1]) * total[..., -1]
-    # An impossible class, and rounding past the last possible one, are never drawn.
-    last = jnp.max(jnp.where(probs > 0, jnp.arange(n), 0), axis=-1)
-    return jnp.minimum(jnp.sum(total <= u[..., None], axis=-1), last)
+def sample_index(key: PRNGKeyArray, logits: Float[Array, "*s classes"], share: float = 0.0) -> Int[Array, "*s"]:
+    """A sample of each categorical, with a `share` of the uniform one mixed in as in `unimix`.
+
+    By inverting its running sum: one random number each, not one a class, and no division or logarithm."""
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    n = weights.shape[-1]
+    if share:
+        weights = (1 - share) * weights + share / n * jnp.sum(weights, axis=-1, keepdims=True)
+    total = weights @ jnp.triu(jnp.ones((n, n), weights.dtype))  # a running sum, faster so than as a scan
+    u = jax.random.uniform(key, weights.shape[:-1]) * total[..., -1]
+    # The second condition: an impossible class after the last possible one is not drawn, however u is rounded.
+    return jnp.sum((total <= u[..., None]) & (total < total[..., -1:]), axis=-1)
 
 
 def sample_onehot(

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from codream.linear import Input, Linear, linear
@@ -171,12 +172,27 @@ class KVCache(eqx.Module):
         return eqx.tree_at(lambda c: c.valid, self, self.valid & ~where)
 
 
-def _rotate(x: Float[Array, "heads head"], position: Int[Array, ""]) -> Float[Array, "heads head"]:
+def _angles(position: Any, half: int) -> Any:
+    return position * 10_000.0 ** (-np.arange(half) / half)
+
+
+def _turn(position: Int[Array, ""], half: int) -> Float[Array, "two half"]:
+    """Cosine and sine of one token's angles. In a loop: else XLA computes them anew for every entry that is turned."""
+    angles = _angles(position, half)
+    return jax.lax.map(lambda quarter: jnp.cos(angles - quarter), jnp.array([0.0, math.pi / 2]))
+
+
+def _turns(time: int, half: int) -> Float[np.ndarray, "time two half"]:
+    """The same of tokens 0, 1, …, as constants."""
+    angles = _angles(np.arange(time)[:, None], half)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def _rotate(x: Float[Array, "heads head"], turn: Float[Array, "two half"]) -> Float[Array, "heads head"]:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, equation 34)."""
-    half = x.shape[-1] // 2
-    angle = position * 10_000.0 ** (-jnp.arange(half) / half)
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * jnp.cos(angle) - b * jnp.sin(angle), b * jnp.cos(angle) + a * jnp.sin(angle)], axis=-1)
+    a, b = jnp.split(x, 2, axis=-1)
+    cos, sin = turn
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 class Block(eqx.Module):
@@ -201,11 +217,11 @@ class Block(eqx.Module):
         self.heads = heads
 
     def project(
-        self, x: Float[Array, " size"], position: Int[Array, ""]
+        self, x: Float[Array, " size"], turn: Float[Array, "two half"]
     ) -> tuple[Float[Array, "heads head"], Float[Array, "heads head"], Float[Array, "heads head"]]:
         """Rotated query, rotated key, value of one token."""
         q, k, v = self.qkv(self.norm1(x)).reshape(3, self.heads, -1)
-        return _rotate(q, position), _rotate(k, position), v
+        return _rotate(q, turn), _rotate(k, turn), v
 
     def attend(
         self,
@@ -274,9 +290,10 @@ class Transformer(eqx.Module):
         """Outputs from token `since` on, and the cache."""
         time = jnp.arange(len(x))
         allowed = (time[:, None] >= time) & (segment[:, None] == segment) & (valid | (time[:, None] == time))
+        turns = jnp.asarray(_turns(len(x), self.size // self.heads // 2))
         keys, values = [], []
         for i, block in enumerate(self.blocks):
-            q, k, v = jax.vmap(block.project, out_axes=(0, 1, 1))(x, time)
+            q, k, v = jax.vmap(block.project, out_axes=(0, 1, 1))(x, turns)
             if i == len(self.blocks) - 1:
                 x, q, allowed = x[since:], q[since:], allowed[since:]
             x = jax.vmap(block.attend, in_axes=(0, 0, None, None, 0))(x, q, k, v, allowed)
@@ -296,9 +313,10 @@ class Transformer(eqx.Module):
         slot = cache.position % len(cache.valid)
         put = jax.lax.dynamic_update_index_in_dim  # stays an in-place update when a batch shares the slot
         valid = put(cache.valid, True, slot, 0)
+        turn = _turn(cache.position, self.size // self.heads // 2)
         all_keys, all_values = [], []
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            q, k, v = block.project(x, cache.position)
+            q, k, v = block.project(x, turn)
             keys, values = put(keys, k, slot, 1), put(values, v, slot, 1)
             x = block.attend(x, q, keys, values, valid)
             all_keys.append(keys)

@@ -110,15 +110,15 @@ class Categorical(eqx.Module):
     def encode(self, obs: Shaped[Array, "*shape"], key: PRNGKeyArray) -> OneHots:
         """A sample of z as data: its ones."""
         logits = self.encoder_out(self.encoder(self.observed(obs)))
-        return self._sampled(unimix(logits.reshape(self.groups, self.classes), self.unimix), key)
+        return self._sampled(logits.reshape(self.groups, self.classes), key)
 
-    def _sampled(self, log_probs: Float[Array, "groups classes"], key: PRNGKeyArray) -> OneHots:
-        index = sample_index(key, log_probs)
+    def _sampled(self, logits: Float[Array, "groups classes"], key: PRNGKeyArray) -> OneHots:
+        index = sample_index(key, logits, self.unimix)
         return OneHots(index.astype(jnp.uint8) if self.classes <= 256 else index, self.classes)
 
     def prior(self, h: Float[Array, " hidden"], z: Latent) -> Float[Array, "groups classes"]:
-        """p(z_{t+1}|h_t) as log-probabilities."""
-        return unimix(self.dynamics(h).reshape(self.groups, self.classes), self.unimix)
+        """Logits of p(z_{t+1}|h_t), before the uniform mixture."""
+        return self.dynamics(h).reshape(self.groups, self.classes)
 
     def next(
         self,
@@ -130,13 +130,13 @@ class Categorical(eqx.Module):
         """A sample of z_{t+1}: as data where z is."""
         if isinstance(z, OneHots):
             return self._sampled(prior, key)
-        return sample_onehot(key, prior, self.gradient).reshape(-1)
+        return sample_onehot(key, unimix(prior, self.unimix), self.gradient).reshape(-1)
 
     def next_mean(
         self, prior: Float[Array, "groups classes"], z: Latent, valid: Bool[Array, " size"]
     ) -> Float[Array, " z"]:
         """E[z_{t+1}]: the class probabilities."""
-        return jnp.exp(prior).reshape(-1)
+        return jnp.exp(unimix(prior, self.unimix)).reshape(-1)
 
     def decode(self, z: Latent) -> Float[Array, "*shape"]:
         """ô in the environment's units."""
@@ -159,7 +159,7 @@ class Categorical(eqx.Module):
         valid: Bool[Array, " size"],
     ) -> Losses:
         """dyn and rep: KL[q ‖ p] with the gradient stopped on one side and the other, free up to `free_nats`."""
-        sg = jax.lax.stop_gradient
+        sg, prior = jax.lax.stop_gradient, unimix(prior, self.unimix)
         return {
             "dyn": jnp.maximum(self.free_nats, kl(sg(posterior_next), prior)),
             "rep": jnp.maximum(self.free_nats, kl(posterior_next, sg(prior))),
