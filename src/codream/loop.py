@@ -18,6 +18,7 @@ from codream.envs import EnvironmentFailure
 from codream.guards import LeaveRequests, Stopped
 from codream.health import TrainingDiverged, all_finite
 from codream.hosts import from_first, most, perhaps_from_first
+from codream.memory import give_back
 from codream.metrics import Metrics, add_metrics
 from codream.progress import Bar
 from codream.recording import Tally
@@ -108,6 +109,7 @@ class Loop:
             runners, metrics = self.runs.advance(runners)
             runners = self._taken(runners, metrics, bool(asked))
             if first:
+                give_back()  # what compiling left
                 self.bar.restart_clock(self._done)
                 first = False
             if asked and leave_by == math.inf:

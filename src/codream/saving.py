@@ -18,6 +18,7 @@ from codream import checkpoint as checkpoints
 from codream.checkpoint import CheckpointError
 from codream.config import Config
 from codream.envs import EnvSpec
+from codream.memory import give_back
 from codream.runs import Run
 
 __all__ = ["MetricsFile", "Saver"]
@@ -114,6 +115,7 @@ class Saver:
             checkpoints.prune(self._run.checkpoints, config)
             self._written = steps
             self.measured["checkpoint/write_seconds"] = round(time.monotonic() - began, 4)
+            give_back()
         except Exception as err:  # kept for the training thread
             self._error = err
 
