@@ -29,6 +29,7 @@ import codream
 from codream import Config, matwm
 from codream.cost import Cost, update_cost
 from codream.flops import count_flops, matrix_rate, memory_rate
+from codream.mesh import placed
 from codream.runs import device
 from codream.training import driver_for
 
@@ -54,7 +55,7 @@ def timed(
 
 
 def configured(args: argparse.Namespace) -> Config:
-    config = dataclasses.replace(codream.preset(args.preset), precision=args.precision)
+    config = dataclasses.replace(codream.preset(args.preset), precision=args.precision, devices=args.devices)
     if args.sizes == "middling":
         model = dataclasses.replace(config.world_model, hidden=128, layers=2, heads=4, units=128, groups=16, classes=16)
         model = dataclasses.replace(model, batch=16, length=32, team_hidden=64, team_layers=1, team_heads=4)
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--sizes", choices=("preset", "middling"), default="preset")
+    parser.add_argument("--devices", type=int, default=1, help="on a CPU with JAX_NUM_CPU_DEVICES set to as many")
     parser.add_argument("--env", default="simple_tag")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=300, help="about as long in all, compiling apart")
@@ -112,6 +114,7 @@ def main() -> None:
     env: Any = codream.make_env(args.env, num_envs=config.num_envs)
     config = config.resolve(env.spec)
     runner, host = filled(env, config, driver_for(env, config))
+    runner = placed(runner, args.devices)
     key = jax.random.key(1)
     parts: dict[str, tuple[Any, Any]] = {
         "world-model update": (lambda s, key: matwm.train_world_model(s, key, config), (runner.state, key)),

@@ -20,6 +20,7 @@ from codream.health import update_ratio
 from codream.imagination import Dream
 from codream.latents import two_hot_loss, two_hot_mean, value_bins
 from codream.linear import Input, lowered
+from codream.mesh import gathered, on_shares, total
 from codream.nets import MLP
 from codream.pieces import each_agent, pieces, summed
 
@@ -181,13 +182,29 @@ def log_policy(actor: Actor, s: Input, mask: Bool[Array, "agents *b actions"]) -
 
 
 def improve(
-    agents: Agents, imagined: Dream, count: Int[Array, ""], settings: AgentConfig, precision: str = "float32"
+    agents: Agents,
+    imagined: Dream,
+    count: Int[Array, ""],
+    settings: AgentConfig,
+    precision: str = "float32",
+    devices: int = 1,
 ) -> tuple[Agents, dict[str, Float[Array, " agents"]]]:
     """One update of every agent's actor and critic; `count` is its number, from 1.
 
     The trajectories are data: no gradient reaches the model that imagined them.
     """
-    imagined = jax.lax.stop_gradient(imagined)
+
+    def learn(given: tuple[Agents, Array], imagined: Dream) -> Any:
+        return _improve(*given, imagined, settings, precision, devices)
+
+    return on_shares(learn, devices, (agents, count), jax.lax.stop_gradient(imagined), axis=1)
+
+
+def _improve(
+    agents: Agents, count: Int[Array, ""], imagined: Dream, settings: AgentConfig, precision: str, devices: int
+) -> tuple[Agents, dict[str, Float[Array, " agents"]]]:
+    """`improve` on one device, which has a share of the trajectories."""
+    mean = lambda tree: jax.tree.map(lambda x: x / devices, total(tree, devices))  # noqa: E731
     starts, horizon = imagined.reward.shape[1:]
     count_of_pieces = pieces(starts, max(1, ROWS // horizon))
     returns_of = jax.vmap(lambda r, c, v: lambda_returns(r, c, v, settings.gamma, settings.lam))
@@ -211,8 +228,10 @@ def improve(
             grads, (loss, values, returns) = eqx.filter_grad(judge, has_aux=True)(critic, slow, d)
             return (eqx.filter(grads, eqx.is_array), loss, jnp.mean(values)), (values[:, :-1], returns)
 
-        (critic_grads, regression, value), (values, returns) = summed(judged, count_of_pieces, d)
-        scale = settings.return_ema * scale + (1 - settings.return_ema) * return_range(returns)
+        found, (values, returns) = summed(judged, count_of_pieces, d)
+        critic_grads, regression, value = mean(found)
+        spread = return_range(gathered(returns, devices))
+        scale = settings.return_ema * scale + (1 - settings.return_ema) * spread
         unbiased = scale / (1 - settings.return_ema**count)
         advantage = (returns - values) / jnp.maximum(1.0, unbiased)
 
@@ -220,13 +239,13 @@ def improve(
             grads, (loss, entropy) = eqx.filter_grad(act, has_aux=True)(actor, *piece)
             return (eqx.filter(grads, eqx.is_array), loss, entropy), None
 
-        (actor_grads, policy, entropy), _ = summed(acted, count_of_pieces, (d, advantage))
+        actor_grads, policy, entropy = mean(summed(acted, count_of_pieces, (d, advantage))[0])
         nets, grads = (actor, critic), (actor_grads, critic_grads)
         metrics = {
             "actor_loss": policy,
             "critic_loss": regression,
             "entropy": entropy,
-            "imagined_reward": jnp.mean(d.reward),
+            "imagined_reward": mean(jnp.mean(d.reward)),
             "value": value,
             "return_scale": unbiased,
         }

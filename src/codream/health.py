@@ -6,7 +6,7 @@ finite, sums of metrics stop at the first step where one is not, and the count o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -83,8 +83,15 @@ def update_ratio(updates: Any, parameters: Any) -> Float[Array, ""]:
     return norm(updates) / jnp.maximum(norm(parameters), 1e-12)
 
 
-def dead_classes(log_probs: Float[Array, "rows groups classes"], valid: Bool[Array, " rows"]) -> Float[Array, ""]:
-    """Share of a latent's classes that are not the most probable one of their group in any valid row."""
+def dead_classes(
+    log_probs: Float[Array, "rows groups classes"],
+    valid: Bool[Array, " rows"],
+    total: Callable[[Any], Any] = lambda x: x,
+) -> Float[Array, ""]:
+    """Share of a latent's classes that are not the most probable one of their group in any valid row.
+
+    `total`: the sum over all devices, where each has a share of the rows.
+    """
     best: Int[Array, "rows groups"] = jnp.argmax(log_probs, axis=-1)
     chosen = jax.nn.one_hot(best, log_probs.shape[-1], dtype=bool) & valid[:, None, None]
-    return 1.0 - jnp.mean(jnp.any(chosen, axis=0))
+    return 1.0 - jnp.mean(total(jnp.any(chosen, axis=0).astype(jnp.int32)) > 0)

@@ -11,7 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from codream.latents import sample_index
 from codream.linear import Input
@@ -57,42 +57,48 @@ def dream(
     policy: Policy,
     context: Sequence,
     horizon: int,
-    key: PRNGKeyArray,
+    keys: Key[Array, "agents starts"],
 ) -> Dream:
-    """Imagine `horizon` steps from the last step of every context. `context` has axes [agents, starts]."""
+    """Imagine `horizon` steps from the last step of every context. `context` has axes [agents, starts].
+
+    A trajectory's noise comes from its own key alone, so it is the same whichever others are imagined beside it.
+    """
     agents, starts = context.first.shape[:2]
     merge = lambda x: x.reshape(agents * starts, *x.shape[2:])  # noqa: E731
     split = lambda tree: jax.tree.map(lambda x: x.reshape(agents, starts, *x.shape[1:]), tree)  # noqa: E731
     context = jax.tree.map(merge, context)
     focal = context.focal
     exists = jnp.asarray(model.spec.action_valid)[focal]
-    start_key, key = jax.random.split(key)
+    start_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(merge(keys)), 1, 0)
     axes = Hidden.axes(model)
     z, hidden = jax.vmap(from_context, in_axes=(None, 0, None, 0), out_axes=(0, axes))(
-        model, context, horizon, jax.random.split(start_key, agents * starts)
+        model, context, horizon, start_keys
     )
     # The context's positions are the same for all, so the caches share them.
     features = jax.vmap(model.features, in_axes=(0, 0, axes), out_axes=(0, axes))
     imagine = jax.vmap(model.imagine, in_axes=(0, 0, 0, axes, 0), out_axes=(0, 0, 0, axes))
 
-    def step(carry: tuple[Any, Array, Hidden], key: PRNGKeyArray) -> tuple[tuple, tuple]:
+    def step(carry: tuple[Any, Array, Hidden], time: Int[Array, ""]) -> tuple[tuple, tuple]:
         z, mask, hidden = carry
-        mask_key, act_key, model_key = jax.random.split(key, 3)
+        mask_keys, act_keys, model_keys = jnp.moveaxis(jax.vmap(lambda k: noise(k, time))(keys), 1, 0)
         s, hidden = features(z, focal, hidden)
         log_probs = policy(split(s), split(mask))
-        action = merge(sample_index(act_key, log_probs))
-        z_next, reward, cont, hidden = imagine(z, action, focal, hidden, jax.random.split(model_key, len(focal)))
-        return (z_next, predicted_mask(z_next, mask_key), hidden), (s, z, mask, action, reward, cont)
+        action = jax.vmap(sample_index)(act_keys, merge(log_probs))
+        z_next, reward, cont, hidden = imagine(z, action, focal, hidden, model_keys)
+        return (z_next, predicted_mask(z_next, mask_keys), hidden), (s, z, mask, action, reward, cont)
 
-    def predicted_mask(z: Any, key: PRNGKeyArray) -> Bool[Array, "batch actions"]:
+    def noise(key: PRNGKeyArray, time: Int[Array, ""]) -> Key[Array, " three"]:
+        return jax.random.split(jax.random.fold_in(key, time), 3)
+
+    def predicted_mask(z: Any, keys: Key[Array, " batch"]) -> Bool[Array, "batch actions"]:
         if model.mask is None:
             return exists
-        sampled = jax.random.bernoulli(key, jax.nn.sigmoid(jax.vmap(model.mask)(z))) & exists
+        sampled = jax.vmap(jax.random.bernoulli)(keys, jax.nn.sigmoid(jax.vmap(model.mask)(z))) & exists
         # An agent always has an action.
         return jnp.where(sampled.any(axis=-1, keepdims=True), sampled, exists)
 
     mask = exists if model.mask is None else context.mask[:, -1]
-    (z, _, hidden), steps = jax.lax.scan(step, (z, mask, hidden), jax.random.split(key, horizon))
+    (z, _, hidden), steps = jax.lax.scan(step, (z, mask, hidden), jnp.arange(horizon))
     s_last, _ = features(z, focal, hidden)
     s, latent, masks, action, reward, cont = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), steps)
     ended = lambda x, last: jnp.concatenate([x, last[:, None]], axis=1)  # noqa: E731

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from codream.actor_critic import Agents, improve, init_agents, log_policy
+from codream.actor_critic import Actor, Agents, improve, init_agents, log_policy
 from codream.config import Config, WorldModelConfig
 from codream.curiosity import Curiosity, bonus, errors, init_curiosity, see, train_curiosity
 from codream.envs import EnvSpec, TimeStep
@@ -23,7 +23,7 @@ from codream.health import update_ratio
 from codream.imagination import Dream, dream
 from codream.latents import sample_index
 from codream.linear import lowered
-from codream.mesh import everywhere, spread
+from codream.mesh import everywhere, on_shares, total
 from codream.metrics import Metrics, add_metrics, repeat
 from codream.pieces import mapped, pieces
 from codream.players import RANDOM, Past, draw_players, past_log_probs, snapshot
@@ -216,12 +216,16 @@ def train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[
     )
     focal = jnp.repeat(jnp.arange(spec.num_agents), share)
     batch = sequences(state.replay, age.reshape(-1), copy.reshape(-1), focal, length)
-    batch = spread(batch, 0, config.devices)
 
-    def loss_of(model: WorldModel) -> tuple[Array, dict[str, Array]]:
-        return world_model_loss(lowered(model, config.precision), batch, loss_key)
+    def gradients(model: WorldModel, share: tuple[Sequence, Array]) -> tuple[Any, Array, dict[str, Array]]:
+        def loss_of(model: WorldModel) -> tuple[Array, dict[str, Array]]:
+            return world_model_loss(lowered(model, config.precision), *share, lambda x: total(x, config.devices))
 
-    (loss, parts), grads = eqx.filter_value_and_grad(loss_of, has_aux=True)(state.world_model)
+        (loss, parts), grads = eqx.filter_value_and_grad(loss_of, has_aux=True)(model)
+        return *total((eqx.filter(grads, eqx.is_array), loss), config.devices), parts
+
+    shares = (batch, jax.random.split(loss_key, len(focal)))
+    grads, loss, parts = on_shares(gradients, config.devices, state.world_model, shares, axis=0)
     updates, optimiser = world_model_optimiser(config.world_model).update(grads, state.optimiser)
     model = eqx.apply_updates(state.world_model, updates)
     state = eqx.tree_at(
@@ -248,17 +252,17 @@ def imagine_for_agents(state: State, key: PRNGKeyArray, config: Config) -> Dream
         focal = jnp.full(settings.starts, agent)
         return sequences(state.replay, age + settings.context - 1, copy, focal, settings.context)
 
-    agents = model.spec.num_agents
+    agents, horizon = model.spec.num_agents, settings.horizon
     context = jax.vmap(contexts)(jnp.arange(agents), jax.random.split(start_key, agents))
-    context = spread(context, 1, config.devices)
-    policy = lambda s, mask: log_policy(actor, s, mask)  # noqa: E731
-    # Each piece has its own noise.
-    count = pieces(settings.starts, max(1, TRAJECTORIES // agents))
-    keys = jnp.broadcast_to(
-        jax.random.split(dream_key, count).repeat(settings.starts // count), (agents, settings.starts)
-    )
-    horizon = settings.horizon
-    return mapped(lambda x: dream(model, policy, x[0], horizon, x[1][0, 0]), count, (context, keys), axis=1)
+    keys = jax.random.split(dream_key, (agents, settings.starts))
+
+    def imagine(nets: tuple[WorldModel, Actor], share: tuple[Sequence, Array]) -> Dream:
+        model, actor = nets
+        policy = lambda s, mask: log_policy(actor, s, mask)  # noqa: E731
+        count = pieces(share[1].shape[1], max(1, TRAJECTORIES // agents))
+        return mapped(lambda piece: dream(model, policy, piece[0], horizon, piece[1]), count, share, axis=1)
+
+    return on_shares(imagine, config.devices, (model, actor), (context, keys), axis=1, out=1)
 
 
 def train_agents(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
@@ -268,7 +272,7 @@ def train_agents(state: State, key: PRNGKeyArray, config: Config) -> tuple[State
     intrinsic, curiosity = _imagined_bonus(state, imagined, config)
     if intrinsic is not None:
         imagined = eqx.tree_at(lambda d: d.reward, imagined, imagined.reward + config.curiosity.coef * intrinsic)
-    trained, metrics = improve(state.agents, imagined, count, config.agents, config.precision)
+    trained, metrics = improve(state.agents, imagined, count, config.agents, config.precision, config.devices)
     if intrinsic is not None:
         metrics["intrinsic_reward"] = jnp.mean(intrinsic, axis=(1, 2))
         state = eqx.tree_at(lambda s: s.curiosity, state, curiosity)

@@ -6,12 +6,15 @@ the agent's index. Source: Deihim, Alonso and Apostolopoulou 2025 (MATWM, arXiv:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped
 
 from codream.config import WorldModelConfig
 from codream.envs import EnvSpec
@@ -196,19 +199,24 @@ class WorldModel(eqx.Module):
 LossParts = dict[str, Float[Array, ""]]
 
 
-def _mean(x: Float[Array, "batch time"], where: Bool[Array, "batch time"]) -> Float[Array, ""]:
-    return jnp.sum(jnp.where(where, x, 0.0)) / jnp.maximum(jnp.sum(where), 1)
-
-
-def world_model_loss(model: WorldModel, batch: Sequence, key: PRNGKeyArray) -> tuple[Float[Array, ""], LossParts]:
+def world_model_loss(
+    model: WorldModel, batch: Sequence, keys: Key[Array, " batch"], total: Callable[[Any], Any] = lambda x: x
+) -> tuple[Float[Array, ""], LossParts]:
     """L = rec + rew + con + team + β₁ (mask + dyn) + β₂ rep, and its parts before weighting.
 
     Every part is averaged over its valid places: all observations for rec and mask; steps that an agent took
     for rew, con and team; steps whose successor is in the window for dyn and rep.
-    `batch` has a leading axis of sequences.
+    `batch` has a leading axis of sequences, each with a key of `keys`.
+
+    Where several devices have a share of the batch each, `total` sums over them: the parts are then those of the whole
+    batch, and the loss is what this share adds to it.
     """
     config, code = model.config, model.representation
-    keys = jax.random.split(key, batch.obs.shape[:2])
+    keys = jax.vmap(lambda key: jax.random.split(key, batch.obs.shape[1]))(keys)
+
+    def mean(x: Float[Array, "batch time"], where: Bool[Array, "batch time"]) -> Float[Array, ""]:
+        return jnp.sum(jnp.where(where, x, 0.0)) / jnp.maximum(total(jnp.sum(where)), 1)
+
     z, posterior = jax.vmap(jax.vmap(code.posterior))(batch.obs, keys)
 
     acts = jax.vmap(lambda s: s.acting[:, s.focal])(batch)
@@ -221,9 +229,7 @@ def world_model_loss(model: WorldModel, batch: Sequence, key: PRNGKeyArray) -> t
     valid = jax.vmap(model.obs_valid)(batch.focal)
     parts: LossParts = {}
     rec = jax.vmap(jax.vmap(code.reconstruction_loss, in_axes=(0, 0, None)))(z, batch.obs, valid)
-    parts["rec"] = _mean(rec, seen)
-    if posterior.size:  # a code of classes
-        parts["dead_classes"] = dead_classes(posterior.reshape(-1, *posterior.shape[2:]), seen.reshape(-1))
+    parts["rec"] = mean(rec, seen)
 
     # Step t leads to row t + 1; the window's last row has no successor here.
     led = acts[:, :-1]
@@ -231,7 +237,7 @@ def world_model_loss(model: WorldModel, batch: Sequence, key: PRNGKeyArray) -> t
     losses = jax.vmap(jax.vmap(code.transition_loss, in_axes=(0, 0, 0, 0, None)))(
         prior, z[:, :-1], z[:, 1:], posterior[:, 1:], valid
     )
-    parts["dyn"], parts["rep"] = _mean(losses["dyn"], led), _mean(losses["rep"], led)
+    parts["dyn"], parts["rep"] = mean(losses["dyn"], led), mean(losses["rep"], led)
 
     if config.outcome_sees_next:
         reward_logits, cont_logits = jax.vmap(jax.vmap(model.outcome))(h[:, :-1], z[:, 1:])
@@ -239,10 +245,10 @@ def world_model_loss(model: WorldModel, batch: Sequence, key: PRNGKeyArray) -> t
     else:
         reward_logits, cont_logits = jax.vmap(jax.vmap(model.outcome))(h, z)
         reward, terminal, took = batch.reward, batch.terminal, acts
-    parts["reward"] = _mean(two_hot_loss(reward_logits, reward, model.reward_bins), took)
-    parts["continue"] = _mean(optax.sigmoid_binary_cross_entropy(cont_logits, 1.0 - terminal), took)
+    parts["reward"] = mean(two_hot_loss(reward_logits, reward, model.reward_bins), took)
+    parts["continue"] = mean(optax.sigmoid_binary_cross_entropy(cont_logits, 1.0 - terminal), took)
 
-    total = (
+    loss = (
         config.rec_weight * parts["rec"]
         + config.reward_weight * parts["reward"]
         + config.continue_weight * parts["continue"]
@@ -252,17 +258,21 @@ def world_model_loss(model: WorldModel, batch: Sequence, key: PRNGKeyArray) -> t
     if model.mask is not None:
         logits = jax.vmap(jax.vmap(model.mask))(z)
         exists = jnp.asarray(model.spec.action_valid)[batch.focal][:, None]
-        loss = optax.sigmoid_binary_cross_entropy(logits, batch.mask.astype(jnp.float32))
-        parts["mask"] = _mean(jnp.sum(jnp.where(exists, loss, 0.0), axis=-1), acts)
-        total += config.mask_weight * parts["mask"]
+        wrong = optax.sigmoid_binary_cross_entropy(logits, batch.mask.astype(jnp.float32))
+        parts["mask"] = mean(jnp.sum(jnp.where(exists, wrong, 0.0), axis=-1), acts)
+        loss += config.mask_weight * parts["mask"]
     if model.team is not None:
         log_probs, _ = jax.vmap(model.team.full)(z, batch.focal, segment, seen)
         others = jnp.asarray(others_of(model.spec.num_agents))[batch.focal]
         took_other = jnp.take_along_axis(batch.acting, others[:, None], axis=-1)
         real = jnp.take_along_axis(batch.action, others[:, None], axis=-1)
-        loss = -jnp.take_along_axis(log_probs, real[..., None], axis=-1)[..., 0]
-        parts["team"] = _mean(jnp.sum(jnp.where(took_other, loss, 0.0), axis=-1), acts)
+        surprise = -jnp.take_along_axis(log_probs, real[..., None], axis=-1)[..., 0]
+        parts["team"] = mean(jnp.sum(jnp.where(took_other, surprise, 0.0), axis=-1), acts)
         hit = (jnp.argmax(log_probs, axis=-1) == real) & took_other & acts[..., None]
-        parts["team_accuracy"] = jnp.sum(hit) / jnp.maximum(jnp.sum(took_other & acts[..., None]), 1)
-        total += config.team_weight * parts["team"]
-    return total, parts
+        parts["team_accuracy"] = jnp.sum(hit) / jnp.maximum(total(jnp.sum(took_other & acts[..., None])), 1)
+        loss += config.team_weight * parts["team"]
+    parts = total(parts)
+    if posterior.size:  # a code of classes
+        rows = posterior.reshape(-1, *posterior.shape[2:])
+        parts["dead_classes"] = dead_classes(rows, seen.reshape(-1), total)
+    return loss, parts

@@ -111,7 +111,7 @@ def uniform(s, mask):
 
 @eqx.filter_jit
 def dreamt(model, policy, context, key, horizon=HORIZON):
-    return dream(model, policy, context, horizon, key)
+    return dream(model, policy, context, horizon, jax.random.split(key, context.first.shape[:2]))
 
 
 def certain(model):
@@ -153,22 +153,22 @@ def test_all_agents_in_one_batch_equal_each_alone(model, contexts):
 
 
 def test_a_dream_equals_a_python_loop_of_its_steps(model, contexts):
-    """The same latents too, as the loop splits the same keys."""
+    """The same latents too, as the loop splits the same keys: those of the one trajectory, whichever are beside it."""
     sure = eqx.tree_at(lambda m: m.mask.out.bias, model, jnp.full(4, 1e4))
     got = dreamt(sure, favourite, contexts, KEY)
-    _, key = jax.random.split(KEY)
-    step_keys = jax.random.split(key, HORIZON)
+    keys = jax.random.split(KEY, contexts.first.shape[:2])
     start = eqx.filter_jit(from_context)
     features, imagine = eqx.filter_jit(WorldModel.features), eqx.filter_jit(WorldModel.imagine)
     exists = jnp.asarray(sure.spec.action_valid)
     for agent, begin in [(0, 0), (1, 3), (2, 1)]:
         context = jax.tree.map(lambda x, a=agent, b=begin: x[a, b], contexts)
-        z, hidden = start(sure, context, HORIZON, KEY)
+        start_key, key = jax.random.split(keys[agent, begin])
+        z, hidden = start(sure, context, HORIZON, start_key)
         mask = context.mask[-1]
         for t in range(HORIZON):
             s, hidden = features(sure, z, context.focal, hidden)
             action = jnp.argmax(favourite(s, mask))
-            model_key = jax.random.split(jax.random.split(step_keys[t], 3)[2], 12)[4 * agent + begin]
+            _, _, model_key = jax.random.split(jax.random.fold_in(key, t), 3)
             np.testing.assert_allclose(got.features[agent, begin, t], s, **CLOSE)
             np.testing.assert_array_equal(got.mask[agent, begin, t], mask)
             assert got.action[agent, begin, t] == action

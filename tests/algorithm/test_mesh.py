@@ -20,6 +20,7 @@ sys.path.insert(0, sys.argv[1])
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np
 from tiny import SPEC, tiny
 from codream import matwm
+from codream.flops import count_flops
 from codream.mesh import placed
 
 def trained(devices, precision="float32"):
@@ -35,19 +36,20 @@ def trained(devices, precision="float32"):
         jnp.broadcast_to((time % 10 == 0)[:, None], shape[:2]), jnp.asarray(shape[0], jnp.int32)))
     state = placed(state, devices)
 
-    @eqx.filter_jit
     def once(state, key):
         state, model = matwm.train_world_model(state, key, config)
         state, agents = matwm.train_agents(state, key, config)
         return state, model, agents
 
+    flops, compiled = count_flops(once, state, key), eqx.filter_jit(once)
     losses = []
     for k in range(2):
-        state, model, agents = once(state, jax.random.key(k))
+        state, model, agents = compiled(state, jax.random.key(k))
         losses.append(jax.tree.map(lambda x: np.asarray(x).tolist(), {"model": model, "agents": agents}))
     trained = jax.tree.leaves(eqx.filter((state.world_model, state.optimiser, state.agents), eqx.is_array))
     on = {len(x.sharding.device_set) for x in jax.tree.leaves(eqx.filter(state, eqx.is_array))}
-    return {"losses": losses, "on": sorted(on), "types": sorted({str(x.dtype) for x in trained})}
+    return {"losses": losses, "on": sorted(on), "types": sorted({str(x.dtype) for x in trained}),
+            "flops": flops}
 
 print(json.dumps({"one": trained(1), "eight": trained(8), "half": trained(1, "bfloat16")}))
 """
@@ -66,6 +68,13 @@ def found() -> dict:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_each_device_works_on_its_share(found: dict) -> None:
+    """Products of one device, of eight, for the same updates: an eighth each of what batches are for."""
+    share = found["eight"]["flops"] / found["one"]["flops"]
+    assert share < 0.2, share
 
 
 @pytest.mark.slow

@@ -36,14 +36,20 @@ def categorical():
     return awake(build("categorical", free_nats=0.0))
 
 
-loss_of = eqx.filter_jit(world_model_loss)
+def keys_of(batch, key):
+    return jax.random.split(key, len(batch.focal))
+
+
+@eqx.filter_jit
+def loss_of(model, batch, key):
+    return world_model_loss(model, batch, keys_of(batch, key))
 
 
 @eqx.filter_jit
 def gradients_of_parts(model, batch, key):
     """part → gradient of that part alone, for all parts in one compilation."""
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    return jax.jacrev(lambda p: world_model_loss(eqx.combine(p, static), batch, key)[1])(params)
+    return jax.jacrev(lambda p: world_model_loss(eqx.combine(p, static), batch, keys_of(batch, key))[1])(params)
 
 
 @eqx.filter_jit
@@ -54,7 +60,7 @@ def trained(model, batch, steps):
 
     def body(carry, key):
         params, state = carry
-        loss = lambda p: world_model_loss(eqx.combine(p, static), batch, key)  # noqa: E731
+        loss = lambda p: world_model_loss(eqx.combine(p, static), batch, keys_of(batch, key))  # noqa: E731
         (_, parts), grads = jax.value_and_grad(loss, has_aux=True)(params)
         updates, state = optimiser.update(grads, state)
         return (optax.apply_updates(params, updates), state), parts
