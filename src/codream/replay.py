@@ -17,6 +17,9 @@ from codream.world_model import Sequence
 
 __all__ = ["Replay", "sample_recent", "sample_starts", "sequences", "unwritten", "written"]
 
+BLOCK = 64
+"""Weights in a block, of which one is drawn at a time."""
+
 
 def unwritten(spec: EnvSpec, rows: int, copies: int) -> dict[str, Any]:
     """Rows of what a step leaves behind, by name, with nothing in them yet. `mask` only where the game has one."""
@@ -94,12 +97,19 @@ class Replay(eqx.Module):
 
 
 def _draw(key: PRNGKeyArray, weights: Float[Array, " n"], shape: tuple[int, ...] = ()) -> Int[Array, "*s"]:
-    """Indices with probability proportional to `weights`, by inverting their running sum."""
-    total = jnp.cumsum(weights)
-    u = jax.random.uniform(key, shape) * total[-1]
-    index = jnp.searchsorted(total, u, side="right")
-    # Rounding may step past the last weight that is not zero.
-    return jnp.minimum(index, jnp.searchsorted(total, total[-1], side="left"))
+    """Indices with probability proportional to `weights`, by inverting their running sum: of blocks, then within one
+    (a running sum of all would take longer than everything else)."""
+    blocks = jnp.pad(weights, (0, -len(weights) % BLOCK)).reshape(-1, BLOCK)
+    before = jnp.cumsum(jnp.sum(blocks, axis=1))
+    u = jax.random.uniform(key, shape) * before[-1]
+    # Rounding may step past the last weight that is not zero; the same below.
+    block = jnp.minimum(
+        jnp.searchsorted(before, u, side="right"), jnp.searchsorted(before, before[-1], side="left")
+    )
+    rest = jnp.maximum(u - jnp.where(block > 0, before[block - 1], 0.0), 0.0)
+    within = blocks[block] @ jnp.triu(jnp.ones((BLOCK, BLOCK)))
+    place = jnp.sum((within <= rest[..., None]) & (within < within[..., -1:]), axis=-1)
+    return block * BLOCK + place
 
 
 def sample_recent(
@@ -133,10 +143,10 @@ def sample_starts(
 ) -> tuple[Int[Array, " count"], Int[Array, " count"]]:
     """Steps at which the agent acted, uniformly: (age in rows, copy)."""
     copies = replay.first.shape[1]
-    ages = jnp.arange(replay.rows)
-    acted = replay.acting[replay.row_of(ages), :, agent] & (ages < replay.filled)[:, None]
+    ages = replay.row_of(jnp.arange(replay.rows))  # of every row: as far from the newest as the newest is from it
+    acted = replay.acting[:, :, agent] & (ages < replay.filled)[:, None]
     flat = _draw(key, acted.reshape(-1).astype(jnp.float32), (count,))
-    return flat // copies, flat % copies
+    return ages[flat // copies], flat % copies
 
 
 def sequences(
