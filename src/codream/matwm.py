@@ -318,10 +318,10 @@ def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metr
     agents_due = _due(state, config.agents_every, config)
     state, model_sums = repeat(train_world_model, state, model_due, model_key, config)
     state, agent_sums = repeat(train_agents, state, agents_due, agents_key, config)
-    metrics: Metrics = {f"world_model/{name}": (total, model_due) for name, total in model_sums.items()}
+    metrics: Metrics = {f"world_model/{name}": (sums, model_due) for name, sums in model_sums.items()}
     for i, agent in enumerate(state.world_model.spec.agents):
-        for name, total in agent_sums.items():
-            metrics[f"agent/{agent}/{name}"] = (total[i], agents_due)
+        for name, sums in agent_sums.items():
+            metrics[f"agent/{agent}/{name}"] = (sums[i], agents_due)
     state = eqx.tree_at(lambda s: s.due_from, state, state.steps)
     if state.past is not None:
         trained = state.agents_updates > 0
