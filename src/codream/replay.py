@@ -103,9 +103,7 @@ def _draw(key: PRNGKeyArray, weights: Float[Array, " n"], shape: tuple[int, ...]
     before = jnp.cumsum(jnp.sum(blocks, axis=1))
     u = jax.random.uniform(key, shape) * before[-1]
     # Rounding may step past the last weight that is not zero; the same below.
-    block = jnp.minimum(
-        jnp.searchsorted(before, u, side="right"), jnp.searchsorted(before, before[-1], side="left")
-    )
+    block = jnp.minimum(jnp.searchsorted(before, u, side="right"), jnp.searchsorted(before, before[-1], side="left"))
     rest = jnp.maximum(u - jnp.where(block > 0, before[block - 1], 0.0), 0.0)
     within = blocks[block] @ jnp.triu(jnp.ones((BLOCK, BLOCK)))
     place = jnp.sum((within <= rest[..., None]) & (within < within[..., -1:]), axis=-1)
