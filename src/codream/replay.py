@@ -105,7 +105,7 @@ def _draw(key: PRNGKeyArray, weights: Float[Array, " n"], shape: tuple[int, ...]
     # Rounding may step past the last weight that is not zero; the same below.
     block = jnp.minimum(jnp.searchsorted(before, u, side="right"), jnp.searchsorted(before, before[-1], side="left"))
     rest = jnp.maximum(u - jnp.where(block > 0, before[block - 1], 0.0), 0.0)
-    within = blocks[block] @ jnp.triu(jnp.ones((BLOCK, BLOCK)))
+    within = jnp.cumsum(blocks[block], axis=-1)
     place = jnp.sum((within <= rest[..., None]) & (within < within[..., -1:]), axis=-1)
     return block * BLOCK + place
 
