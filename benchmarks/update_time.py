@@ -4,8 +4,9 @@
 
 Prints the time per world-model update, imagination, update of all agents, acting step, and environment step with
 everything that it buys; beside each what the device's measured matrix rate and memory bandwidth allow at best
-(docs/performance.md); imagined steps per second; the largest memory held. `--sizes middling`: the preset with
-hidden 128, 2 layers, 4 heads, latent 16 × 16, world-model batch 16 × 32, 128 starts × 12 steps.
+(docs/performance.md); an environment step of training itself, which reuses the buffers that the parts return beside the
+old ones; imagined steps per second; memory. `--sizes middling`: the preset with hidden 128, 2 layers, 4 heads, latent
+16 × 16, world-model batch 16 × 32, 128 starts × 12 steps.
 Machines are noisy: times are medians, with the fastest beside, `--clock cpu` counts the process's own time
 (on one core) instead of the wall's; no part is repeated for longer than its share of `--seconds`.
 """
@@ -29,6 +30,7 @@ import codream
 from codream import Config, matwm
 from codream.cost import Cost, update_cost
 from codream.flops import count_flops, matrix_rate, memory_rate
+from codream.memory import give_back
 from codream.mesh import placed
 from codream.runs import device
 from codream.training import driver_for
@@ -82,6 +84,33 @@ def filled(env: Any, config: Config, driver: Any) -> tuple[Any, float]:
     return eqx.tree_at(lambda r: r.state, runner, state), host
 
 
+def in_training(driver: Any, runner: Any, args: argparse.Namespace) -> float:
+    """Seconds per environment step of training as it is: acting, stepping, storing, updating."""
+    clock = CLOCKS[args.clock]
+    due = runner.state.steps + 0
+    runner = eqx.tree_at(lambda r: (r.here, r.state.due_from), runner, (driver.start(jax.random.key(2)).here, due))
+    runner = placed(runner, args.devices)
+    runner, _ = driver.advance(runner)
+    before, began, rounds = int(runner.state.steps), clock(), 0
+    # Episodes of 25 steps and a reset, whatever is bought every so many steps.
+    while rounds < 26 * args.repeats and clock() - began < args.seconds / 4:
+        runner, metrics = driver.advance(runner)
+        rounds += 1
+    jax.block_until_ready(metrics)
+    return (clock() - began) / (int(runner.state.steps) - before)
+
+
+def memory() -> str:
+    """Of this process: the largest so far, and what it holds now."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    give_back()
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return f"largest of the process {largest:.2f} GiB"
+    now = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS")).split()[1]
+    return f"largest of the process {largest:.2f} GiB, compiling included, and {int(now) / 2**20:.2f} GiB between steps"
+
+
 def floors(env: Any, config: Config, counted: dict[str, int]) -> dict[str, Cost]:
     """What each part costs at least; where it is not derived, the operations counted."""
     found = {name: Cost(flops, 0) for name, flops in counted.items()}
@@ -113,7 +142,8 @@ def main() -> None:
     config = configured(args)
     env: Any = codream.make_env(args.env, num_envs=config.num_envs)
     config = config.resolve(env.spec)
-    runner, host = filled(env, config, driver_for(env, config))
+    driver = driver_for(env, config)
+    runner, host = filled(env, config, driver)
     runner = placed(runner, args.devices)
     key = jax.random.key(1)
     parts: dict[str, tuple[Any, Any]] = {
@@ -133,15 +163,16 @@ def main() -> None:
     times = {name: timed(function, *inputs, **options) for name, (function, inputs) in parts.items()}
     rates.append((matrix_rate(dtype=args.precision, clock=clock), memory_rate(clock=clock)))
     rate, bandwidth = (max(pair) for pair in zip(*rates, strict=True))
+    del parts
+    real = in_training(driver, runner, args)
     text = table(args, config, times, floor, (rate, bandwidth), host)
+    text += f"\n| **environment step of training itself** | **{real * 1e3:.2f}** | | | | | | |"
     starts, horizon = config.agents.starts or 0, config.agents.horizon or 0
     imagined = env.spec.num_agents * starts * horizon
-    step = step_time({name: median for name, (median, _, _) in times.items()}, config, host)
     text += (
         f"\n\n{imagined:,} imagined steps per update of all agents, "
         f"{imagined / times['update of all agents'][0]:,.0f} a second; {config.total_steps:,} environment steps take "
-        f"{config.total_steps * step / 60:.1f} minutes. Largest memory of the process "
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB, compiling included{held()}."
+        f"{config.total_steps * real / 60:.1f} minutes. Memory: {memory()}{held()}."
     )
     print(text)
     if args.out:
@@ -172,6 +203,7 @@ def table(
 ) -> str:
     lines = [
         f"{args.preset}{', middling sizes' if args.sizes == 'middling' else ''}, {args.env}, {device()}, "
+        f"{f'on {args.devices} devices, ' if args.devices > 1 else ''}"
         f"jax {jax.__version__}; measured matrix rate {rates[0] / 1e9:.0f} GFLOP/s ({args.precision}), memory "
         f"{rates[1] / 1e9:.1f} GB/s; {args.clock} clock",
         "",
