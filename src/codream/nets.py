@@ -177,8 +177,11 @@ def _angles(position: Any, half: int) -> Any:
 
 
 def _turn(position: Int[Array, ""], half: int) -> Float[Array, "two half"]:
-    """Cosine and sine of one token's angles. In a loop: else XLA computes them anew for every entry that is turned."""
+    """Cosine and sine of one token's angles."""
     angles = _angles(position, half)
+    if jax.default_backend() != "cpu":
+        return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+    # In a loop: else XLA computes them anew for every entry that is turned.
     return jax.lax.map(lambda quarter: jnp.cos(angles - quarter), jnp.array([0.0, math.pi / 2]))
 
 
