@@ -182,6 +182,7 @@ def test_every_option_at_its_borders_is_traced_or_refused(path: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(5400)
 @settings(max_examples=40, **LENIENT)
 @given(configurations())
 def test_configurations_take_updates_or_are_refused(given: tuple[str, dict[str, Any]]) -> None:
@@ -293,7 +294,8 @@ def test_games_of_any_shape_are_traced(drawn: tuple[Any, ...], base: str) -> Non
 
 
 @pytest.mark.slow
-@settings(max_examples=20, **LENIENT)
+@pytest.mark.timeout(5400)  # each is a compilation, and games of many agents compile for a minute or more
+@settings(max_examples=12, **LENIENT)
 @given(GAMES, st.sampled_from(sorted(BASES)))
 def test_games_of_any_shape_are_learned_from(drawn: tuple[Any, ...], base: str) -> None:
     try_game(drawn, base, updated)
