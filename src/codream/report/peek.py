@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from codream.agents import Agents
 from codream.config import Config
 from codream.evaluation import evaluate, stage
 from codream.live import Live
+from codream.memory import give_back
 from codream.model_quality import record
 from codream.report.film import film
 from codream.report.measures import scenes_of
@@ -55,5 +57,8 @@ class Peek:
         env.close()
         scenes = scenes_of(agents, played, [("so far", 0)])
         self._live.pictures(steps, table, film(scenes[0], 0, agents.spec.sides))
+        del result, played, scenes
+        gc.collect()  # figures are large, and go in circles
+        give_back()
         self._cost = time.monotonic() - began
         self.spent += self._cost
