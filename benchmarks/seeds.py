@@ -41,12 +41,12 @@ def rate(runs: Runs, seeds: int, steps: int, config: Config, clock: Any) -> tupl
     done = -1
     while done < max(config.warmup + 100, config.num_envs * config.ppo.rollout):
         runners, metrics = runs.advance(runners)
-        done = int(runs.steps(runners).min())
+        done = min(runs.steps(runners))
     jax.block_until_ready(metrics)
     before, from_, began = clock() - began, done, clock()
     while done < from_ + steps:
         runners, metrics = runs.advance(runners)
-        done = int(runs.steps(runners).min())
+        done = min(runs.steps(runners))
     jax.block_until_ready(metrics)
     return seeds * (done - from_) / (clock() - began), before
 
