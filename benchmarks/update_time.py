@@ -19,11 +19,13 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import codream
@@ -38,22 +40,27 @@ from codream.training import driver_for
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
+def compiled(function: Callable[..., Any], *args: Any, clock: Callable[[], float]) -> tuple[Any, float]:
+    """The compiled call, and the seconds that compiling took."""
+    began = clock()
+    return eqx.filter_jit(function).lower(*args).compile(), clock() - began
+
+
 def timed(
     function: Callable[..., Any], *args: Any, repeats: int, seconds: float, clock: Callable[[], float]
-) -> tuple[float, float, float]:
-    """Median and least seconds of a compiled call, and those of the first, which compiles."""
-    compiled = eqx.filter_jit(function)
+) -> tuple[float, float]:
+    """Median and least seconds of a compiled call."""
 
     def once() -> float:
         began = clock()
-        jax.block_until_ready(eqx.filter(compiled(*args), eqx.is_array))
+        jax.block_until_ready(eqx.filter(function(*args), eqx.is_array))
         return clock() - began
 
-    first = once()
+    once()
     times = [once()]
     while len(times) < repeats and sum(times) < seconds:
         times.append(once())
-    return statistics.median(times), min(times), first
+    return statistics.median(times), min(times)
 
 
 def configured(args: argparse.Namespace) -> Config:
@@ -69,28 +76,33 @@ def configured(args: argparse.Namespace) -> Config:
 def filled(env: Any, config: Config, driver: Any) -> tuple[Any, float]:
     """A runner whose replay holds enough of random play for updates, and the seconds of a step of the environment."""
     runner = driver.start(jax.random.key(0))
-    need = max(config.warmup, 2 * config.world_model.length * config.world_model.batch)
-    observe = eqx.filter_jit(lambda step, state: matwm.observe(state, *step), donate="all-except-first")
-    state, here, rng = runner.state, runner.here, np.random.default_rng(0)
-    while int(state.steps) < need:
+    rows = max(config.warmup, 2 * config.world_model.length * config.world_model.batch)
+    add = eqx.filter_jit(lambda step, replay: replay.add(*step), donate="all-except-first")
+    replay, here, rng = runner.state.replay, runner.here, np.random.default_rng(0)
+    for _ in range(rows):
         actions = rng.integers(0, env.spec.num_actions, size=(config.num_envs, env.spec.num_agents))
         there = env.step(actions, rng.integers(2**31 - 1, size=config.num_envs))
-        state = observe((here, actions, there), state)
+        replay = add((here, actions, there), replay)
         here = there
     began = time.perf_counter()
     for _ in range(20):
         env.step(actions, rng.integers(2**31 - 1, size=config.num_envs))
     host = (time.perf_counter() - began) / 20
-    return eqx.tree_at(lambda r: r.state, runner, state), host
+    steps = jnp.full_like(runner.state.steps, rows * config.num_envs)
+    return eqx.tree_at(lambda r: (r.state.replay, r.state.steps), runner, (replay, steps)), host
+
+
+def ready(driver: Any, runner: Any, args: argparse.Namespace) -> Any:
+    """A runner of its own with which `driver` can go on: a first step of all copies, and no update owed."""
+    here = driver.start(jax.random.key(2)).here
+    runner = eqx.tree_at(lambda r: (r.here, r.state.due_from), runner, (here, runner.state.steps))
+    return placed(jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, runner), args.devices)
 
 
 def in_training(driver: Any, runner: Any, args: argparse.Namespace) -> float:
     """Seconds per environment step of training as it is: acting, stepping, storing, updating."""
     clock = CLOCKS[args.clock]
-    due = runner.state.steps + 0
-    runner = eqx.tree_at(lambda r: (r.here, r.state.due_from), runner, (driver.start(jax.random.key(2)).here, due))
-    runner = placed(runner, args.devices)
-    runner, _ = driver.advance(runner)
+    runner, _ = driver.advance(ready(driver, runner, args))
     before, began, rounds = int(runner.state.steps), clock(), 0
     # Episodes of 25 steps and a reset, whatever is bought every so many steps.
     while rounds < 26 * args.repeats and clock() - began < args.seconds / 4:
@@ -159,11 +171,19 @@ def main() -> None:
     floor = floors(env, config, counted)
     clock = CLOCKS[args.clock]
     options = {"repeats": args.repeats, "seconds": args.seconds / len(parts), "clock": clock}
+    # Side by side where a device, and not the cores that compile, does the work.
+    with ThreadPoolExecutor(1 if jax.default_backend() == "cpu" else len(parts) + 1) as pool:
+        pending = {
+            name: pool.submit(compiled, function, *inputs, clock=clock) for name, (function, inputs) in parts.items()
+        }
+        training = pool.submit(driver.advance, ready(driver, runner, args))
+        calls = {name: future.result() for name, future in pending.items()}
+        jax.block_until_ready(eqx.filter(training.result(), eqx.is_array))
     rates = [(matrix_rate(dtype=args.precision, clock=clock), memory_rate(clock=clock))]
-    times = {name: timed(function, *inputs, **options) for name, (function, inputs) in parts.items()}
+    times = {name: (*timed(call, *parts[name][1], **options), first) for name, (call, first) in calls.items()}
     rates.append((matrix_rate(dtype=args.precision, clock=clock), memory_rate(clock=clock)))
     rate, bandwidth = (max(pair) for pair in zip(*rates, strict=True))
-    del parts
+    del parts, calls, training
     real = in_training(driver, runner, args)
     text = table(args, config, times, floor, (rate, bandwidth), host)
     text += f"\n| **environment step of training itself** | **{real * 1e3:.2f}** | | | | | | |"
@@ -207,7 +227,7 @@ def table(
         f"jax {jax.__version__}; measured matrix rate {rates[0] / 1e9:.0f} GFLOP/s ({args.precision}), memory "
         f"{rates[1] / 1e9:.1f} GB/s; {args.clock} clock",
         "",
-        "| part | median ms | least ms | floor ms | share of the matrix rate | GFLOP | GB | first call, s |",
+        "| part | median ms | least ms | floor ms | share of the matrix rate | GFLOP | GB | compiling, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, (median, least, first) in times.items():

@@ -99,7 +99,7 @@ def sample_index(key: PRNGKeyArray, logits: Float[Array, "*s classes"], share: f
     n = weights.shape[-1]
     if share:
         weights = (1 - share) * weights + share / n * jnp.sum(weights, axis=-1, keepdims=True)
-    total = weights @ jnp.triu(jnp.ones((n, n), weights.dtype))  # a running sum, faster so than as a scan
+    total = weights @ np.triu(np.ones((n, n), weights.dtype))  # a running sum, faster so than as a scan
     u = jax.random.uniform(key, weights.shape[:-1]) * total[..., -1]
     # The second condition: an impossible class after the last possible one is not drawn, however u is rounded.
     return jnp.sum((total <= u[..., None]) & (total < total[..., -1:]), axis=-1)

@@ -6,6 +6,8 @@ Modules take one unbatched example; callers `vmap`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -178,11 +180,11 @@ def _angles(position: Any, half: int) -> Any:
 
 def _turn(position: Int[Array, ""], half: int) -> Float[Array, "two half"]:
     """Cosine and sine of one token's angles."""
-    angles = _angles(position, half)
+    angles, quarters = _angles(position, half), jnp.array([0.0, math.pi / 2])
     if jax.default_backend() != "cpu":
-        return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+        return jnp.cos(angles - quarters[:, None])
     # In a loop: else XLA computes them anew for every entry that is turned.
-    return jax.lax.map(lambda quarter: jnp.cos(angles - quarter), jnp.array([0.0, math.pi / 2]))
+    return jax.lax.map(lambda quarter: jnp.cos(angles - quarter), quarters)
 
 
 def _turns(time: int, half: int) -> Float[np.ndarray, "time two half"]:
@@ -196,6 +198,29 @@ def _rotate(x: Float[Array, "heads head"], turn: Float[Array, "two half"]) -> Fl
     a, b = jnp.split(x, 2, axis=-1)
     cos, sin = turn
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+@cache
+def _put(axis: int) -> Callable[[Array, Array, Int[Array, ""]], Array]:
+    """(rows, row, slot) → `rows` with `row` at `slot` of that axis.
+
+    Where a batch shares the slot it stays a plain update in place; JAX's own rule makes it a scatter, which reads what
+    it is to replace.
+    """
+
+    def update(rows: Array, row: Array, slot: Int[Array, ""]) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(rows, row, slot, axis)
+
+    put = jax.custom_batching.custom_vmap(update)
+
+    @put.def_vmap
+    def _(size: int, batched: list[bool], rows: Array, row: Array, slot: Int[Array, "*b"]) -> tuple[Array, bool]:
+        if batched[2]:
+            return jax.vmap(update, [0 if b else None for b in batched])(rows, row, slot), True
+        each = lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape))  # noqa: E731
+        return _put(axis + 1)(each(rows, batched[0]), each(row, batched[1]), slot), True
+
+    return put
 
 
 class Block(eqx.Module):
@@ -222,9 +247,10 @@ class Block(eqx.Module):
     def project(
         self, x: Float[Array, " size"], turn: Float[Array, "two half"]
     ) -> tuple[Float[Array, "heads head"], Float[Array, "heads head"], Float[Array, "heads head"]]:
-        """Rotated query, rotated key, value of one token."""
+        """Rotated query, rotated key, value of one token, in the precision of the weights."""
         q, k, v = self.qkv(self.norm1(x)).reshape(3, self.heads, -1)
-        return _rotate(q, turn), _rotate(k, turn), v
+        lower = lambda x: x.astype(self.qkv.weight.dtype)  # noqa: E731
+        return lower(_rotate(q, turn)), lower(_rotate(k, turn)), lower(v)
 
     def attend(
         self,
@@ -235,9 +261,10 @@ class Block(eqx.Module):
         allowed: Bool[Array, " time"],
     ) -> Float[Array, " size"]:
         """The block's output for one token, given what it may attend to."""
-        scores = jnp.einsum("hd,htd->ht", q, k) / math.sqrt(q.shape[-1])
+        product = partial(jnp.einsum, preferred_element_type=x.dtype)
+        scores = product("hd,htd->ht", q, k) / math.sqrt(q.shape[-1])
         weights = jax.nn.softmax(jnp.where(allowed, scores, -1e30))
-        x = x + self.out(jnp.einsum("ht,htd->hd", weights, v).reshape(-1))
+        x = x + self.out(product("ht,htd->hd", weights.astype(v.dtype), v).reshape(-1))
         return x + self.down(jax.nn.silu(self.up(self.norm2(x))))
 
 
@@ -314,13 +341,12 @@ class Transformer(eqx.Module):
     def step(self, x: Float[Array, " size"], cache: KVCache) -> tuple[Float[Array, " size"], KVCache]:
         """Output for one more token, which sees the cache and itself."""
         slot = cache.position % len(cache.valid)
-        put = jax.lax.dynamic_update_index_in_dim  # stays an in-place update when a batch shares the slot
-        valid = put(cache.valid, True, slot, 0)
+        valid = _put(0)(cache.valid, jnp.array(True), slot)
         turn = _turn(cache.position, self.size // self.heads // 2)
         all_keys, all_values = [], []
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
             q, k, v = block.project(x, turn)
-            keys, values = put(keys, k, slot, 1), put(values, v, slot, 1)
+            keys, values = _put(1)(keys, k, slot), _put(1)(values, v, slot)
             x = block.attend(x, q, keys, values, valid)
             all_keys.append(keys)
             all_values.append(values)

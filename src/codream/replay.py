@@ -18,7 +18,7 @@ from codream.world_model import Sequence
 __all__ = ["Replay", "sample_recent", "sample_starts", "sequences", "unwritten", "written"]
 
 BLOCK = 64
-"""Weights in a block, of which one is drawn at a time."""
+"""Weights in a block."""
 
 
 def unwritten(spec: EnvSpec, rows: int, copies: int) -> dict[str, Any]:
@@ -97,17 +97,24 @@ class Replay(eqx.Module):
 
 
 def _draw(key: PRNGKeyArray, weights: Float[Array, " n"], shape: tuple[int, ...] = ()) -> Int[Array, "*s"]:
-    """Indices with probability proportional to `weights`, by inverting their running sum: of blocks, then within one
-    (a running sum of all would take longer than everything else)."""
-    blocks = jnp.pad(weights, (0, -len(weights) % BLOCK)).reshape(-1, BLOCK)
-    before = jnp.cumsum(jnp.sum(blocks, axis=1))
-    u = jax.random.uniform(key, shape) * before[-1]
-    # Rounding may step past the last weight that is not zero; the same below.
-    block = jnp.minimum(jnp.searchsorted(before, u, side="right"), jnp.searchsorted(before, before[-1], side="left"))
-    rest = jnp.maximum(u - jnp.where(block > 0, before[block - 1], 0.0), 0.0)
-    within = jnp.cumsum(blocks[block], axis=-1)
-    place = jnp.sum((within <= rest[..., None]) & (within < within[..., -1:]), axis=-1)
-    return block * BLOCK + place
+    """Indices with probability proportional to `weights`, by inverting their running sum: of blocks of blocks, of the
+    blocks in one, of the weights in one of these (a running sum of all would take longer than everything else)."""
+    levels = [weights]
+    while len(levels[-1]) > 1:
+        levels.append(jnp.sum(_blocks(levels[-1]), axis=1))
+    rest = jax.random.uniform(key, shape) * levels.pop()[0]
+    place = jnp.zeros(shape, jnp.int32)
+    for level in reversed(levels):
+        running = jnp.cumsum(_blocks(level)[place], axis=-1)
+        # The second condition: rounding may step past the last weight that is not zero.
+        before = (running <= rest[..., None]) & (running < running[..., -1:])
+        rest = jnp.maximum(rest - jnp.max(jnp.where(before, running, 0.0), axis=-1), 0.0)
+        place = place * BLOCK + jnp.sum(before, axis=-1)
+    return place
+
+
+def _blocks(weights: Float[Array, " n"]) -> Float[Array, "blocks block"]:
+    return jnp.pad(weights, (0, -len(weights) % BLOCK)).reshape(-1, BLOCK)
 
 
 def sample_recent(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from codream.linear import Joined, OneHots, dense, joined, linear
-from codream.nets import CNN, MLP, DeconvCNN, KVCache, Transformer, _double, _halve
+from codream.nets import CNN, MLP, DeconvCNN, KVCache, Transformer, _double, _halve, _put
 
 TIME, SIZE = 10, 16
 X = jax.random.normal(jax.random.key(0), (TIME, SIZE))
@@ -201,3 +201,30 @@ def test_a_prefill_is_the_end_of_the_full_pass(transformer):
     np.testing.assert_allclose(last, expected[-1], **CLOSE)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(cache), strict=True):
         np.testing.assert_allclose(one, other, **CLOSE)
+
+
+def test_on_an_accelerator_layers_of_any_size_give_the_same(monkeypatch):
+    """Products are padded to whole tiles there, and one-hot vectors multiplied."""
+    layer = linear(2 * 40 + 7, 70, jax.random.key(0))
+    codes = OneHots(jax.random.randint(jax.random.key(1), (5, 2), 0, 40), 40)
+    x = joined(codes, jax.random.normal(jax.random.key(2), (5, 7)))
+
+    def value_and_grad():
+        return eqx.filter_value_and_grad(lambda layer: jnp.sum(layer(x) ** 2))(layer)
+
+    here = value_and_grad()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), here, value_and_grad())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_batch_puts_its_rows_where_each_would(shared):
+    rows, row = jnp.zeros((3, 2, 5, 4)), jax.random.normal(jax.random.key(0), (3, 2, 4))
+    slot = jnp.asarray(2) if shared else jnp.array([0, 4, 2])
+    put = jax.vmap(_put(1), (0, 0, None if shared else 0))
+    expected = np.zeros(rows.shape)
+    for i, at in enumerate(np.broadcast_to(slot, 3)):
+        expected[i, :, at] = row[i]
+    np.testing.assert_array_equal(put(rows, row, slot), expected)
+    text = str(jax.make_jaxpr(put)(rows, row, slot))
+    assert ("scatter" in text) != shared

@@ -220,13 +220,13 @@ def test_the_uniform_switch_draws_windows_uniformly():
 
 
 def test_the_cost_of_a_sample_is_that_of_its_arrays():
-    """No loop over the buffer: the program is the same for any number of rows, and loops only over draws."""
+    """No loop over the buffer: the program is the same for twenty times the rows, and loops only over draws."""
 
     def loops(rows):
         jaxpr = jax.make_jaxpr(lambda r, key: sample_recent(r, 4, 5, 0.9, key))(ring(rows, 2, rows), jax.random.key(0))
         scans = [eqn.params["length"] for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
         return str(jaxpr).count(" = "), scans
 
-    small, large = loops(100), loops(10_000)
+    small, large = loops(10_000), loops(200_000)
     assert small == large
     assert small[1] == [4]
