@@ -18,7 +18,7 @@ from codream.envs import EnvironmentFailure
 from codream.guards import LeaveRequests, Stopped
 from codream.health import TrainingDiverged, all_finite
 from codream.hosts import from_first, most, perhaps_from_first
-from codream.memory import give_back
+from codream.memory import give_back, give_back_large
 from codream.metrics import Metrics, add_metrics
 from codream.progress import Bar
 from codream.recording import Tally
@@ -57,6 +57,7 @@ class Loop:
 
         A run that diverges does not stop those that train together with it; TrainingDiverged comes at the end.
         """
+        give_back_large()
         try:
             self.bar.say("compiling: the first steps take up to a minute (less when done before)")
             self._steps(begun)
