@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from codream.algorithms import algorithm
+from codream.compiled import Compiled
 from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv, TimeStep
 from codream.guards import TimeLimit
@@ -102,11 +103,9 @@ class HostDriver:
             choice = choose(runner, config)
             return choice, (choice.action, self._seeds(choice.env_keys))
 
-        self._choose = eqx.filter_jit(chosen)
+        self._choose = Compiled(chosen)
         # The runner's buffers are reused for the next one, replay included.
-        self._learn = eqx.filter_jit(
-            lambda seen, runner: learn(runner, seen[0], seen[1], None, config), donate="all-except-first"
-        )
+        self._learn = Compiled(lambda choice, there, runner: learn(runner, choice, there, None, config), donate=(2,))
 
     def start(self, key: PRNGKeyArray) -> Runner:
         init_key, env_key, key = jax.random.split(key, 3)
@@ -139,7 +138,7 @@ class HostDriver:
         if self.config.async_collect:
             seen = Runner(runner.state, choice.memory, there, None, runner.episode_return, choice.key)
             self._chosen = self._choose(seen)
-        return self._learn((choice, there), runner)
+        return self._learn(choice, there, runner)
 
     def steps(self, runner: Runner) -> int:
         """Environment steps that `runner`, the latest, has done."""
@@ -189,7 +188,7 @@ class GraphDriver:
 
     def __init__(self, env: GraphEnv, config: Config, chunk: int = 16):
         self.env, self.config, self.spec, self.chunk = env, config, env.spec, chunk
-        self._chunk = eqx.filter_jit(self.scanned, donate="all")
+        self._chunk = Compiled(self.scanned, donate=(0,))
 
     def _begin(self, key: PRNGKeyArray) -> Runner:
         init_key, env_key, key = jax.random.split(key, 3)
