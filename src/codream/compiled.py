@@ -18,9 +18,9 @@ _APART: dict[int, tuple[weakref.ref, list[Any], Any]] = {}
 class Compiled:
     """`function` of trees of arrays, which gives a tuple of such trees, compiled.
 
-    A runner is some three hundred modules. Taking it apart for every call takes Python 1 ms, and `eqx.filter_jit`, which
-    also parts arrays from what is none, ten in all: longer than a GPU works on a step. So the leaves of a module that
-    one of these functions gave are remembered as long as the module lives.
+    A runner is some three hundred modules, and `eqx.filter_jit` takes it apart several times a call, to part arrays
+    from what is none: some 5 ms of Python, while a GPU has nothing to do. Here the leaves of a module that one of these
+    functions gave are remembered as long as the module lives.
     """
 
     def __init__(self, function: Callable[..., tuple[Any, ...]], donate: tuple[int, ...] = ()):

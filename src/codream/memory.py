@@ -30,7 +30,7 @@ def give_back_large() -> None:
     """From now on, return large pieces as soon as they are freed.
 
     By itself glibc raises the size from which it does so up to 32 MiB, whenever a piece of that size is freed; then
-    checkpoints and looks at the run scatter their pieces among lasting ones, and what the process holds grows for hours.
+    checkpoints and looks at the run scatter theirs among lasting ones, and what the process holds grows for hours.
     MALLOC_MMAP_THRESHOLD_ in the environment comes first.
     """
     option = _of_glibc("mallopt")
