@@ -217,7 +217,7 @@ def _put(axis: int) -> Callable[[Array, Array, Int[Array, ""]], Array]:
     def _(size: int, batched: list[bool], rows: Array, row: Array, slot: Int[Array, "*b"]) -> tuple[Array, bool]:
         if batched[2]:
             return jax.vmap(update, [0 if b else None for b in batched])(rows, row, slot), True
-        each = lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape))  # noqa: E731
+        each = lambda x, b: x if b else jnp.broadcast_to(x, (size, *jnp.shape(x)))  # noqa: E731
         return _put(axis + 1)(each(rows, batched[0]), each(row, batched[1]), slot), True
 
     return put
