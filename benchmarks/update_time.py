@@ -4,9 +4,9 @@
 
 Prints the time per world-model update, imagination, update of all agents, acting step, and environment step with
 everything that it buys; beside each what the device's measured matrix rate and memory bandwidth allow at best
-(docs/performance.md); an environment step of training itself, which reuses the buffers that the parts return beside the
-old ones; imagined steps per second; memory. `--sizes middling`: the preset with hidden 128, 2 layers, 4 heads, latent
-16 × 16, world-model batch 16 × 32, 128 starts × 12 steps.
+(docs/performance.md); an environment step of training itself; imagined steps per second; memory.
+`--sizes middling`: the preset with hidden 128, 2 layers, 4 heads, latent 16 × 16, world-model batch 16 × 32, 128 starts
+× 12 steps.
 Machines are noisy: times are medians, with the fastest beside, `--clock cpu` counts the process's own time
 (on one core) instead of the wall's; no part is repeated for longer than its share of `--seconds`.
 """
@@ -30,6 +30,7 @@ import numpy as np
 
 import codream
 from codream import Config, matwm
+from codream.compiled import Compiled
 from codream.cost import Cost, update_cost
 from codream.flops import count_flops, matrix_rate, memory_rate
 from codream.memory import give_back
@@ -40,27 +41,41 @@ from codream.training import driver_for
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def compiled(function: Callable[..., Any], *args: Any, clock: Callable[[], float]) -> tuple[Any, float]:
-    """The compiled call, and the seconds that compiling took."""
-    began = clock()
-    return eqx.filter_jit(function).lower(*args).compile(), clock() - began
+class Part:
+    """A part of training, compiled: `function(*inputs)` gives a tuple. With `learns` its first is the first input,
+    changed, in the same buffers, as in training."""
 
+    def __init__(self, function: Callable[..., tuple[Any, ...]], *inputs: Any, learns: bool = False):
+        self.function, self.inputs, self.learns = function, inputs, learns
+        self._program = Compiled(function, donate=(0,) if learns else ())
+        self.first = 0.0
 
-def timed(
-    function: Callable[..., Any], *args: Any, repeats: int, seconds: float, clock: Callable[[], float]
-) -> tuple[float, float]:
-    """Median and least seconds of a compiled call."""
+    def begin(self, clock: Callable[[], float]) -> None:
+        """Compile, and measure the seconds of the first call."""
+        if self.learns:
+            self.inputs = (copied(self.inputs[0]), *self.inputs[1:])
+        self.first = self._once(clock)
 
-    def once() -> float:
+    def timed(self, repeats: int, seconds: float, clock: Callable[[], float]) -> tuple[float, float, float]:
+        """Median and least seconds of a call, and those of the first; then forget everything."""
+        times = [self._once(clock)]
+        while len(times) < repeats and sum(times) < seconds:
+            times.append(self._once(clock))
+        self.inputs, self._program = (), Compiled(self.function)
+        return statistics.median(times), min(times), self.first
+
+    def _once(self, clock: Callable[[], float]) -> float:
         began = clock()
-        jax.block_until_ready(eqx.filter(function(*args), eqx.is_array))
-        return clock() - began
+        found = jax.block_until_ready(self._program(*self.inputs))
+        took = clock() - began
+        if self.learns:
+            self.inputs = (found[0], *self.inputs[1:])
+        return took
 
-    once()
-    times = [once()]
-    while len(times) < repeats and sum(times) < seconds:
-        times.append(once())
-    return statistics.median(times), min(times)
+
+def copied(tree: Any) -> Any:
+    """With buffers of its own."""
+    return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, tree)
 
 
 def configured(args: argparse.Namespace) -> Config:
@@ -96,7 +111,7 @@ def ready(driver: Any, runner: Any, args: argparse.Namespace) -> Any:
     """A runner of its own with which `driver` can go on: a first step of all copies, and no update owed."""
     here = driver.start(jax.random.key(2)).here
     runner = eqx.tree_at(lambda r: (r.here, r.state.due_from), runner, (here, runner.state.steps))
-    return placed(jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, runner), args.devices)
+    return placed(copied(runner), args.devices)
 
 
 def in_training(driver: Any, runner: Any, args: argparse.Namespace) -> float:
@@ -158,32 +173,30 @@ def main() -> None:
     runner, host = filled(env, config, driver)
     runner = placed(runner, args.devices)
     key = jax.random.key(1)
-    parts: dict[str, tuple[Any, Any]] = {
-        "world-model update": (lambda s, key: matwm.train_world_model(s, key, config), (runner.state, key)),
-        "imagination of all agents": (lambda s, key: matwm.imagine_for_agents(s, key, config), (runner.state, key)),
-        "update of all agents": (lambda s, key: matwm.train_agents(s, key, config), (runner.state, key)),
-        "acting, all copies": (
-            lambda s, m, here, key: matwm.act(s, m, here, key, config)[0],
-            (runner.state, runner.memory, runner.here, key),
+    parts = {
+        "world-model update": Part(lambda s, k: matwm.train_world_model(s, k, config), runner.state, key, learns=True),
+        "imagination of all agents": Part(lambda s, k: (matwm.imagine_for_agents(s, k, config),), runner.state, key),
+        "update of all agents": Part(lambda s, k: matwm.train_agents(s, k, config), runner.state, key, learns=True),
+        "acting, all copies": Part(
+            lambda s, m, here, k: matwm.act(s, m, here, k, config), runner.state, runner.memory, runner.here, key
         ),
     }
-    counted = {name: count_flops(function, *inputs) for name, (function, inputs) in parts.items()}
+    counted = {name: count_flops(part.function, *part.inputs) for name, part in parts.items()}
     floor = floors(env, config, counted)
     clock = CLOCKS[args.clock]
     options = {"repeats": args.repeats, "seconds": args.seconds / len(parts), "clock": clock}
     # Side by side where a device, and not the cores that compile, does the work.
     with ThreadPoolExecutor(1 if jax.default_backend() == "cpu" else len(parts) + 1) as pool:
-        pending = {
-            name: pool.submit(compiled, function, *inputs, clock=clock) for name, (function, inputs) in parts.items()
-        }
-        training = pool.submit(driver.advance, ready(driver, runner, args))
-        calls = {name: future.result() for name, future in pending.items()}
-        jax.block_until_ready(eqx.filter(training.result(), eqx.is_array))
+        pending = [pool.submit(part.begin, clock) for part in parts.values()]
+        pending.append(pool.submit(driver.advance, ready(driver, runner, args)))
+        for future in pending:
+            jax.block_until_ready(future.result())
+        del pending, future
     rates = [(matrix_rate(dtype=args.precision, clock=clock), memory_rate(clock=clock))]
-    times = {name: (*timed(call, *parts[name][1], **options), first) for name, (call, first) in calls.items()}
+    times = {name: part.timed(**options) for name, part in parts.items()}
     rates.append((matrix_rate(dtype=args.precision, clock=clock), memory_rate(clock=clock)))
     rate, bandwidth = (max(pair) for pair in zip(*rates, strict=True))
-    del parts, calls, training
+    del parts
     real = in_training(driver, runner, args)
     text = table(args, config, times, floor, (rate, bandwidth), host)
     text += f"\n| **environment step of training itself** | **{real * 1e3:.2f}** | | | | | | |"
@@ -227,7 +240,7 @@ def table(
         f"jax {jax.__version__}; measured matrix rate {rates[0] / 1e9:.0f} GFLOP/s ({args.precision}), memory "
         f"{rates[1] / 1e9:.1f} GB/s; {args.clock} clock",
         "",
-        "| part | median ms | least ms | floor ms | share of the matrix rate | GFLOP | GB | compiling, s |",
+        "| part | median ms | least ms | floor ms | share of the matrix rate | GFLOP | GB | first call, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, (median, least, first) in times.items():
