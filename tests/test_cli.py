@@ -164,8 +164,6 @@ def test_help_is_quick_and_complete(command: str, capsys: pytest.CaptureFixture[
         assert option in out
 
 
-def test_version_and_the_module_as_a_program() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "codream.cli", "--version"], capture_output=True, text=True, check=True
-    )
+def test_version_and_the_package_as_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "codream", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == "codream 0.1.0\n"

@@ -355,7 +355,3 @@ def _cache_compilations() -> None:
 def _fail(err: Exception, status: int) -> int:
     print(f"codream: {err}", file=sys.stderr)
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())
