@@ -124,7 +124,13 @@ def in_training(driver: Any, runner: Any, args: argparse.Namespace) -> float:
         runner, metrics = driver.advance(runner)
         rounds += 1
     jax.block_until_ready(metrics)
-    return (clock() - began) / (int(runner.state.steps) - before)
+    took = (clock() - began) / (int(runner.state.steps) - before)
+    if args.trace:
+        with jax.profiler.trace(str(args.trace)):
+            for _ in range(3):
+                runner, metrics = driver.advance(runner)
+            jax.block_until_ready(metrics)
+    return took
 
 
 def memory() -> str:
@@ -164,6 +170,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300, help="about as long in all, compiling apart")
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--trace", type=Path, help="folder for a trace of three steps of training (jax.profiler)")
     args = parser.parse_args()
 
     config = configured(args)
