@@ -217,7 +217,7 @@ def _put(axis: int) -> Callable[[Array, Array, Int[Array, ""]], Array]:
     def _(size: int, batched: list[bool], rows: Array, row: Array, slot: Int[Array, "*b"]) -> tuple[Array, bool]:
         if batched[2]:
             return jax.vmap(update, [0 if b else None for b in batched])(rows, row, slot), True
-        each = lambda x, b: x if b else jnp.broadcast_to(x, (size, *jnp.shape(x)))  # noqa: E731
+        each = lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape))  # noqa: E731
         return _put(axis + 1)(each(rows, batched[0]), each(row, batched[1]), slot), True
 
     return put
@@ -341,7 +341,7 @@ class Transformer(eqx.Module):
     def step(self, x: Float[Array, " size"], cache: KVCache) -> tuple[Float[Array, " size"], KVCache]:
         """Output for one more token, which sees the cache and itself."""
         slot = cache.position % len(cache.valid)
-        valid = _put(0)(cache.valid, jnp.array(True), slot)
+        valid = cache.valid | (jnp.arange(len(cache.valid)) == slot)
         turn = _turn(cache.position, self.size // self.heads // 2)
         all_keys, all_values = [], []
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
