@@ -29,9 +29,9 @@ class Compiled:
         self._programs: list[tuple[list[Any], Any, list[Any]]] = []  # (structures taken, program, structures given)
 
     def __call__(self, *trees: Any) -> tuple[Any, ...]:
-        leaves, structures = zip(*map(_apart, trees), strict=True)
+        leaves, structures = zip(*map(_taken_apart, trees), strict=True)
         program, given = self._program(structures)
-        return tuple(_together(*part) for part in zip(program(*leaves), given, strict=True))
+        return tuple(_put_together(*part) for part in zip(program(*leaves), given, strict=True))
 
     def _program(self, structures: tuple[Any, ...]) -> tuple[Any, list[Any]]:
         for taken, program, given in self._programs:
@@ -49,12 +49,12 @@ class Compiled:
         return self._programs[-1][1:]
 
 
-def _apart(tree: Any) -> tuple[list[Any], Any]:
+def _taken_apart(tree: Any) -> tuple[list[Any], Any]:
     known = _APART.get(id(tree))
     return known[1:] if known is not None and known[0]() is tree else jax.tree.flatten(tree)
 
 
-def _together(leaves: list[Any], structure: Any) -> Any:
+def _put_together(leaves: list[Any], structure: Any) -> Any:
     tree = jax.tree.unflatten(structure, leaves)
     if isinstance(tree, eqx.Module):
         key = id(tree)

@@ -153,7 +153,8 @@ def tree_of(cls: type[T], **fields: Any) -> T:
 
 
 class KVCache(eqx.Module):
-    """Rotated keys and values of the last `size` tokens of one sequence, as a ring; one array per layer.
+    """Rotated keys and values of the last `size` tokens of one sequence, as a ring; one array per layer, in the
+    precision of the weights that made them.
 
     Positions are rotary, so attention depends only on how far apart two tokens are: counting from the start
     of an episode or of a window is the same, a sequence may outlast the ring, and a whole batch can share one
