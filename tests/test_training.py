@@ -1,15 +1,19 @@
-"""MATWM takes updates on images, on action masks and in-graph: every part of every loss is finite, and weights move."""
+"""MATWM takes updates on images, on action masks and in-graph: every part of every loss is finite, and weights move.
+Where the host knows how many are due, they are the same."""
 
 import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 import pytest
-from helpers import tiny_config
+from helpers import Toy, arrays, tiny_config, toy_config
 
-from codream import make_env
-from codream.training import driver_for
+from codream import make_env, train
+from codream.training import HostDriver, driver_for
 
 
 @pytest.mark.parametrize(
@@ -37,3 +41,35 @@ def test_a_few_updates(env: str, part: str) -> None:
     assert np.isfinite(list(seen.values())).all(), seen
     after = jax.device_get(eqx.filter(runner.state.world_model, eqx.is_array))
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("async_collect", [False, True])
+def test_updates_that_the_host_counts(
+    uneven: bool, async_collect: bool, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator: what is learned is the same, also where a run goes on, and the device is asked only for
+    numbers that are neither none nor those of a full step."""
+    config = toy_config(world_model_every=1, agents_every=2, async_collect=async_collect)
+    env = partial(Toy, uneven=uneven)
+    asked = arrays(train(config, env=env, name=f"asked{uneven}{async_collect}", root=runs, progress=False))
+    made, told = HostDriver.__init__, []
+
+    def counting(self: HostDriver, *args: Any) -> None:
+        made(self, *args)
+        self.counts_updates, learn = True, self._learn
+        self._learn = lambda due, *given: (told.append(due), learn(due, *given))[1]
+
+    monkeypatch.setattr(HostDriver, "__init__", counting)
+    first = config if uneven else dataclasses.replace(config, total_steps=80)
+    run = train(first, env=env, name=f"counted{uneven}{async_collect}", root=runs, progress=False)
+    counted = arrays(run if uneven else train(config, resume=run, env=env, progress=False))
+    assert {(0, 0), (2, 1)} <= set(told)
+    assert (None in told) == uneven
+    assert asked.keys() == counted.keys()
+    for place, value in asked.items():
+        if not jax.numpy.issubdtype(value.dtype, jax.numpy.inexact):
+            np.testing.assert_array_equal(value, counted[place], err_msg=place)
+    assert int(counted["state.world_model_updates"]) == int(asked["state.world_model_updates"]) > 50
+    where = "state.world_model.mixer.weight"
+    np.testing.assert_allclose(counted[where], asked[where], atol=0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
@@ -51,7 +52,10 @@ class Algorithm(Protocol):
 
     def observe(self, state: Any, here: TimeStep, action: Int[Array, "copies agents"], there: TimeStep) -> Any: ...
 
-    def update(self, state: Any, key: PRNGKeyArray, config: Config) -> tuple[Any, Metrics]: ...
+    def update(self, state: Any, key: PRNGKeyArray, config: Config, *due: tuple[int, int]) -> tuple[Any, Metrics]: ...
+
+    updates_due: Callable[..., tuple[int, int]] | None
+    """What `update` may be given as `due`, told on the host (see `matwm.updates_due`); None: the device knows it."""
 
 
 _MODULES: dict[str, ModuleType] = {"matwm": matwm, "wm_rnd": wm_rnd}

@@ -31,7 +31,11 @@ class Compiled:
     def __call__(self, *trees: Any) -> tuple[Any, ...]:
         leaves, structures = zip(*map(_taken_apart, trees), strict=True)
         program, given = self._program(structures)
-        return tuple(_put_together(*part) for part in zip(program(*leaves), given, strict=True))
+        first, others = program(*leaves)
+        return tuple(
+            _put_together(first if i == 0 else [others[place] for place in places], structure)
+            for i, (places, structure) in enumerate(given)
+        )
 
     def _program(self, structures: tuple[Any, ...]) -> tuple[Any, list[Any]]:
         for taken, program, given in self._programs:
@@ -39,11 +43,15 @@ class Compiled:
                 return program, given
         given: list[Any] = []
 
-        def of_leaves(*leaves: list[Any]) -> tuple[list[Any], ...]:
+        def of_leaves(*leaves: list[Any]) -> tuple[list[Any], list[Any]]:
             parts = self._function(*map(jax.tree.unflatten, structures, leaves))
             apart = [jax.tree.flatten(part) for part in parts]
-            given[:] = [structure for _, structure in apart]
-            return tuple(found for found, _ in apart)
+            # Dozens of metrics have the same count, and each would be copied to a buffer of its own. Not so in the
+            # first part: what is a state will be donated, and that a buffer can be only once.
+            others = {id(leaf): leaf for found, _ in apart[1:] for leaf in found}
+            places = {key: place for place, key in enumerate(others)}
+            given[:] = [([places.get(id(leaf)) for leaf in found], structure) for found, structure in apart]
+            return apart[0][0], list(others.values())
 
         self._programs.append((list(structures), jax.jit(of_leaves, donate_argnums=self._donate), given))
         return self._programs[-1][1:]

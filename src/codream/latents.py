@@ -60,12 +60,11 @@ def change_bins(bins: int, reach: float) -> Float[np.ndarray, " bins"]:
 def two_hot(x: Float[Array, "*s"], bins: Bins) -> Float[Array, "*s bins"]:
     """The distribution on the two bins around x whose mean is x (clipped to the outermost bins)."""
     bins = jnp.asarray(bins)
-    x = jnp.clip(x, bins[0], bins[-1])
-    above = jnp.clip(jnp.searchsorted(bins, x, side="right", method="compare_all"), 1, len(bins) - 1)
-    low, high = bins[above - 1], bins[above]
-    weight = ((x - low) / (high - low))[..., None]
-    places = jnp.arange(len(bins))
-    return (places == above[..., None]) * weight + (places == above[..., None] - 1) * (1 - weight)
+    below = jnp.concatenate([2 * bins[:1] - bins[1:2], bins[:-1]])
+    above = jnp.concatenate([bins[1:], 2 * bins[-1:] - bins[-2:-1]])
+    x = jnp.clip(x, bins[0], bins[-1])[..., None]
+    # A hat on every bin. To search for the two and look them up costs ten times as much on a GPU.
+    return jnp.maximum(jnp.minimum((x - below) / (bins - below), (above - x) / (above - bins)), 0.0)
 
 
 def two_hot_loss(logits: Float[Array, "*s bins"], x: Float[Array, "*s"], bins: Bins) -> Float[Array, "*s"]:

@@ -87,9 +87,10 @@ def _rows_bwd(kept: Any, grad: Float[Array, "*b out"]) -> tuple[Float[Array, "in
 _rows.defvjp(_rows_fwd, _rows_bwd)
 
 
-def _beyond(size: int) -> int:
-    """Zeros to append, so that rows begin where a tensor core can load them: three to four times faster."""
-    return -size % TILE if size > TILE else 0
+def _tiled(weight: Float[Array, "... out in"]) -> Float[Array, "... more_out more_in"]:
+    """With zeros appended, so that rows begin where a tensor core can load them: three to four times faster."""
+    beyond = [(0, -size % TILE if size > TILE else 0) for size in weight.shape[-2:]]
+    return jnp.pad(weight, [(0, 0)] * (weight.ndim - 2) + beyond) if any(n for _, n in beyond) else weight
 
 
 class Linear(eqx.Module):
@@ -121,13 +122,12 @@ class Linear(eqx.Module):
             at += size
         return total
 
-    def _product(self, x: Float[Array, "*b k"], weight: Float[Array, "k out"]) -> Float[Array, "*b out"]:
-        """In the precision of the weight; so are the products of its gradient."""
+    def _product(self, x: Float[Array, "*b in"], weight: Float[Array, "rows columns"]) -> Float[Array, "*b out"]:
+        """In the precision of the weight, of which x reaches the first rows; so are the products of its gradient."""
         x = x.astype(weight.dtype)
         if jax.default_backend() != "cpu":
-            rows, columns = (_beyond(n) for n in weight.shape)
-            x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, rows)])
-            weight = jnp.pad(weight, ((0, rows), (0, columns)))
+            weight = _tiled(weight)
+            x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, len(weight) - x.shape[-1])])
         return (x @ weight)[..., : len(self.bias)].astype(self.bias.dtype)
 
 
@@ -139,14 +139,16 @@ def linear(in_size: int, out_size: int, key: PRNGKeyArray, gain: float = 1.0) ->
 
 
 def lowered(tree: Any, precision: str) -> Any:
-    """`tree` with the weights of all its linear layers in that precision. Inside the function that is differentiated,
-    so that gradients and parameters stay float32."""
-    if precision == "float32":
+    """`tree` with the weights of all its linear layers in that precision, and on an accelerator as whole tiles, once for
+    all that use them. Inside the function that is differentiated, so that gradients and parameters stay float32."""
+    tiled = jax.default_backend() != "cpu"
+    if precision == "float32" and not tiled:
         return tree
 
     def lower(node: Any) -> Any:
         if not isinstance(node, Linear):
             return node
-        return eqx.tree_at(lambda layer: layer.weight, node, node.weight.astype(precision))
+        weight = node.weight.astype(precision)
+        return eqx.tree_at(lambda layer: layer.weight, node, _tiled(weight) if tiled else weight)
 
     return jax.tree.map(lower, tree, is_leaf=lambda node: isinstance(node, Linear))

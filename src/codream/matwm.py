@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -30,8 +30,10 @@ from codream.players import RANDOM, Past, draw_players, past_log_probs, snapshot
 from codream.replay import Replay, sample_recent, sample_starts, sequences
 from codream.world_model import Hidden, Sequence, WorldModel, world_model_loss
 
-__all__ = ["Memory", "Metrics", "State", "act", "add_metrics", "init", "init_memory", "observe", "update"]
+__all__ = ["Memory", "Metrics", "State", "act", "add_metrics", "init", "init_memory", "observe", "update", "updates_due"]
 
+
+N = TypeVar("N", int, Int[Array, ""])
 
 TRAJECTORIES = 512
 """Trajectories imagined at once on a CPU: what attention remembers of them stays in its cache."""
@@ -190,19 +192,22 @@ def observe(state: State, here: TimeStep, action: Int[Array, "copies agents"], t
     )
 
 
-def _due(state: State, every: float, config: Config) -> Int[Array, ""]:
-    """Updates that fall into the steps since the last look."""
-    model = state.world_model
-    share = config.world_model.batch // model.spec.num_agents
-    copies, filled = state.replay.first.shape[1], state.replay.filled
+def updates_due(steps: N, due_from: N, filled: N, spec: EnvSpec, config: Config) -> tuple[N, N]:
+    """Updates of the world model and of the agents that the steps from `due_from` to `steps` have bought, with that many
+    rows of the replay buffer filled. Of integers as of arrays, so that a host can know them without asking the device."""
+    share = config.world_model.batch // spec.num_agents
     # Enough for as many disjoint windows as any draw can ask for.
-    room = copies * (filled // (2 * config.world_model.length)) >= share
-    room = room | (filled >= state.replay.rows)
-    ready = (state.steps >= config.warmup) & room
-    # In integers, as a float32 counts only to 16 million.
-    steps, updates = Fraction(every).limit_denominator(1000).as_integer_ratio()
-    bought = lambda n: n // steps * updates + n % steps * updates // steps  # noqa: E731
-    return jnp.where(ready, bought(state.steps) - bought(state.due_from), 0)
+    room = config.num_envs * (filled // (2 * config.world_model.length)) >= share
+    room = room | (filled >= config.replay_rows)
+    ready = (steps >= config.warmup) & room
+
+    def bought(every: float) -> N:
+        # In integers, as a float32 counts only to 16 million.
+        apart, updates = Fraction(every).limit_denominator(1000).as_integer_ratio()
+        until = lambda n: n // apart * updates + n % apart * updates // apart  # noqa: E731
+        return ready * (until(steps) - until(due_from))
+
+    return bought(config.world_model_every), bought(config.agents_every)
 
 
 def train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[str, Array]]:
@@ -311,17 +316,21 @@ def _seen(state: State, batch: Sequence, config: Config) -> tuple[State, dict[st
     return eqx.tree_at(lambda s: s.curiosity, state, curiosity), {"curiosity": loss}
 
 
-def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metrics]:
-    """All updates that the environment steps since the last call have bought."""
+def update(
+    state: State, key: PRNGKeyArray, config: Config, due: tuple[int, int] | None = None
+) -> tuple[State, Metrics]:
+    """All updates that the environment steps since the last call have bought. `due`: how many, where that is known."""
     model_key, agents_key = jax.random.split(key)
-    model_due = _due(state, config.world_model_every, config)
-    agents_due = _due(state, config.agents_every, config)
+    if due is None:
+        due = updates_due(state.steps, state.due_from, state.replay.filled, state.spec, config)
+    model_due, agents_due = due
     state, model_sums = repeat(train_world_model, state, model_due, model_key, config)
     state, agent_sums = repeat(train_agents, state, agents_due, agents_key, config)
-    metrics: Metrics = {f"world_model/{name}": (sums, model_due) for name, sums in model_sums.items()}
+    model_count, agents_count = jnp.asarray(model_due), jnp.asarray(agents_due)
+    metrics: Metrics = {f"world_model/{name}": (sums, model_count) for name, sums in model_sums.items()}
     for i, agent in enumerate(state.world_model.spec.agents):
         for name, sums in agent_sums.items():
-            metrics[f"agent/{agent}/{name}"] = (sums[i], agents_due)
+            metrics[f"agent/{agent}/{name}"] = (sums[i], agents_count)
     state = eqx.tree_at(lambda s: s.due_from, state, state.steps)
     if state.past is not None:
         trained = state.agents_updates > 0

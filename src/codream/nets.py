@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from codream.attention import attention, recall
 from codream.linear import Input, Linear, linear
 
 __all__ = ["CNN", "MLP", "DeconvCNN", "KVCache", "Transformer", "tree_of"]
@@ -260,12 +261,10 @@ class Block(eqx.Module):
         k: Float[Array, "heads time head"],
         v: Float[Array, "heads time head"],
         allowed: Bool[Array, " time"],
+        attention: Callable[..., Float[Array, "heads head"]] = attention,
     ) -> Float[Array, " size"]:
         """The block's output for one token, given what it may attend to."""
-        product = partial(jnp.einsum, preferred_element_type=x.dtype)
-        scores = product("hd,htd->ht", q, k) / math.sqrt(q.shape[-1])
-        weights = jax.nn.softmax(jnp.where(allowed, scores, -1e30))
-        x = x + self.out(product("ht,htd->hd", weights.astype(v.dtype), v).reshape(-1))
+        x = x + self.out(attention(q, k, v, allowed).reshape(-1))
         return x + self.down(jax.nn.silu(self.up(self.norm2(x))))
 
 
@@ -348,7 +347,7 @@ class Transformer(eqx.Module):
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
             q, k, v = block.project(x, turn)
             keys, values = _put(1)(keys, k, slot), _put(1)(values, v, slot)
-            x = block.attend(x, q, keys, values, valid)
+            x = block.attend(x, q, keys, values, valid, recall)
             all_keys.append(keys)
             all_values.append(values)
         return self.norm(x), KVCache(tuple(all_keys), tuple(all_values), valid, cache.position + 1)

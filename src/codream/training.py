@@ -6,6 +6,7 @@ Both call the same `choose` and `learn`, so they share every line of the algorit
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import equinox as eqx
@@ -59,12 +60,14 @@ def common_reward(here: TimeStep, there: TimeStep) -> TimeStep:
     return eqx.tree_at(lambda t: t.reward, there, jnp.broadcast_to(total, there.reward.shape))
 
 
-def learn(runner: Runner, choice: Choice, there: TimeStep, env_state: Any, config: Config) -> tuple[Runner, Metrics]:
-    """Observe the step that was taken, then make every update that is due."""
+def learn(
+    runner: Runner, choice: Choice, there: TimeStep, env_state: Any, config: Config, due: tuple[int, int] | None = None
+) -> tuple[Runner, Metrics]:
+    """Observe the step that was taken, then make every update that is due (`due`, where the host knows it)."""
     learner = algorithm(config)
     paid = common_reward(runner.here, there) if config.common_reward else there
     state = learner.observe(runner.state, runner.here, choice.action, paid)
-    state, metrics = learner.update(state, choice.update_key, config)
+    state, metrics = learner.update(state, choice.update_key, config, *([] if due is None else [due]))
     metrics |= checks(state.spec, runner.here, there)
     # A step that resets carries no reward; the first step of an episode starts the sum anew.
     total = jnp.where(runner.here.first[:, None], 0.0, runner.episode_return)
@@ -96,7 +99,10 @@ class HostDriver:
         self._resting = True  # no episode is running, so the next step starts one in every copy
         self._chosen: tuple[Choice, Any] | None = None  # for the next step already, see `config.async_collect`
         self._steps: int | None = None  # counted here, so that nobody waits for the device to know them
+        self._filled = 0  # rows of the replay buffer, likewise
         self._last = np.zeros(0, bool)
+        # On a CPU asking costs nothing, and compiling much.
+        self.counts_updates = jax.default_backend() != "cpu" and algorithm(config).updates_due is not None
         self._seeds = jax.jit(jax.vmap(lambda key: jax.random.randint(key, (), 0, 2**31 - 1)))
 
         def chosen(runner: Runner) -> tuple[Choice, Any]:
@@ -104,8 +110,13 @@ class HostDriver:
             return choice, (choice.action, self._seeds(choice.env_keys))
 
         self._choose = Compiled(chosen)
-        # The runner's buffers are reused for the next one, replay included.
-        self._learn = Compiled(lambda choice, there, runner: learn(runner, choice, there, None, config), donate=(2,))
+
+        @cache
+        def learner(due: tuple[int, int] | None) -> Compiled:
+            # The runner's buffers are reused for the next one, replay included.
+            return Compiled(lambda choice, there, runner: learn(runner, choice, there, None, config, due), donate=(2,))
+
+        self._learn = lambda due, *given: learner(due)(*given)
 
     def start(self, key: PRNGKeyArray) -> Runner:
         init_key, env_key, key = jax.random.split(key, 3)
@@ -126,19 +137,37 @@ class HostDriver:
         if self._resting and not self.whole(runner):
             raise ValueError("a run on a host environment can only go on from where all its copies' episodes end")
         choice, wanted = self._chosen or self._choose(runner)
-        done = self._steps
-        if done is None:
-            done, self._last = jax.device_get((runner.state.steps, runner.here.last))
+        if self._steps is None:
+            self._count(runner)
         action, seeds = jax.device_get(wanted)
         with self._limit(f"{'reset' if self._resting else 'step'} of {self.spec.name}"):
             there = self.env.reset(seeds) if self._resting else self.env.step(action, seeds)
         self._resting = False
-        self._steps, self._last = int(done) + int(np.sum(~self._last)), np.asarray(there.last)
+        due = self._stepped(there)
         there = jax.device_put(there, may_alias=False)
         if self.config.async_collect:
             seen = Runner(runner.state, choice.memory, there, None, runner.episode_return, choice.key)
             self._chosen = self._choose(seen)
-        return self._learn(choice, there, runner)
+        return self._learn(due, choice, there, runner)
+
+    def _count(self, runner: Runner) -> None:
+        """Where `runner` is, from which the host goes on counting."""
+        filled = runner.state.replay.filled if self.counts_updates else 0
+        steps, filled, self._last = jax.device_get((runner.state.steps, filled, runner.here.last))
+        self._steps, self._filled = int(steps), int(filled)
+
+    def _stepped(self, there: TimeStep) -> tuple[int, int] | None:
+        """Count a step of all copies. Gives the updates it buys where they are always as many, or none: a program that
+        need not ask for their number, which stops a GPU twice. Any other number would be a program more."""
+        before, config = self._steps or 0, self.config
+        self._steps, self._last = before + int(np.sum(~self._last)), np.asarray(there.last)
+        self._filled = min(self._filled + 1, config.replay_rows)
+        counted = algorithm(config).updates_due
+        if not self.counts_updates or counted is None:
+            return None
+        due = counted(self._steps, before, self._filled, self.spec, config)
+        always = config.num_envs / config.world_model_every, config.num_envs / config.agents_every
+        return due if due in ((0, 0), always) and all(n.is_integer() for n in always) else None
 
     def steps(self, runner: Runner) -> int:
         """Environment steps that `runner`, the latest, has done."""

@@ -137,6 +137,9 @@ def observe(state: State, here: TimeStep, action: Int[Array, "copies agents"], t
     )
 
 
+updates_due = None  # nothing but the rollout tells, which is on the device
+
+
 def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metrics]:
     """Learn from the rollout when it is full."""
     params, static = eqx.partition(state, eqx.is_array)

@@ -168,16 +168,14 @@ def test_snapshots_take_turns(config, state):
 
 def counted(game, every, copies, warmup, rows, filled=None):
     """Updates due after each of `rows` steps of all copies."""
-    config = dataclasses.replace(game.config, warmup=warmup)
-    due = eqx.filter_jit(matwm._due)
-    counts, state = [], game.fresh
+    config = dataclasses.replace(game.config, warmup=warmup, world_model_every=every, agents_every=2 * every)
+    on_device = jax.jit(lambda *numbers: matwm.updates_due(*numbers, game.fresh.spec, config))
+    counts = []
     for row in range(1, rows + 1):
-        state = eqx.tree_at(
-            lambda s: (s.steps, s.due_from, s.replay.filled),
-            state,
-            (jnp.asarray(copies * row), jnp.asarray(copies * (row - 1)), jnp.asarray(filled or 100)),
-        )
-        counts.append(int(due(state, every, config)))
+        numbers = (copies * row, copies * (row - 1), filled or 100)
+        due = matwm.updates_due(*numbers, game.fresh.spec, config)
+        assert due == tuple(map(int, on_device(*numbers)))
+        counts.append(due[0])
     return counts
 
 
@@ -203,14 +201,10 @@ def test_updates_come_at_their_interval(game, every, copies, expected):
 @pytest.mark.parametrize("every", [0.001, 6.0, 16.0])
 def test_updates_are_still_counted_after_a_billion_steps(game, every):
     """There a float32 sees only every 64th step."""
-    due = eqx.filter_jit(matwm._due)
-    at = lambda steps: eqx.tree_at(  # noqa: E731
-        lambda s: (s.steps, s.due_from, s.replay.filled),
-        game.fresh,
-        (jnp.asarray(steps), jnp.asarray(steps - 16), jnp.asarray(100)),
-    )
+    config = dataclasses.replace(game.config, world_model_every=every)
+    due = jax.jit(lambda steps: matwm.updates_due(steps, steps - 16, jnp.asarray(100), game.fresh.spec, config)[0])
     expected = [int(n // every - (n - 16) // every) for n in range(10**9, 10**9 + 48, 16)]
-    assert [int(due(at(n), every, game.config)) for n in range(10**9, 10**9 + 48, 16)] == expected
+    assert [int(due(n)) for n in range(10**9, 10**9 + 48, 16)] == expected
 
 
 def test_warm_up_leaves_no_backlog(game):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codream.linear import Joined, OneHots, dense, joined, linear
+from codream.linear import Joined, OneHots, dense, joined, linear, lowered
 from codream.nets import CNN, MLP, DeconvCNN, KVCache, Transformer, _double, _halve, _put
 
 TIME, SIZE = 10, 16
@@ -209,12 +209,15 @@ def test_on_an_accelerator_layers_of_any_size_give_the_same(monkeypatch):
     codes = OneHots(jax.random.randint(jax.random.key(1), (5, 2), 0, 40), 40)
     x = joined(codes, jax.random.normal(jax.random.key(2), (5, 7)))
 
-    def value_and_grad():
-        return eqx.filter_value_and_grad(lambda layer: jnp.sum(layer(x) ** 2))(layer)
+    def value_and_grad(first):
+        return eqx.filter_value_and_grad(lambda layer: jnp.sum(first(layer)(x) ** 2))(layer)
 
-    here = value_and_grad()
+    here = value_and_grad(lambda layer: layer)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), here, value_and_grad())
+    for first in (lambda layer: layer, lambda layer: lowered(layer, "float32")):
+        there = value_and_grad(first)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), here, there)
+    assert lowered(layer, "bfloat16").weight.shape == (128, 128)
 
 
 @pytest.mark.parametrize("shared", [True, False])

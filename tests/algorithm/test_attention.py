@@ -1,0 +1,51 @@
+"""The GPU's kernel of attention, interpreted here, is attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codream.attention import attention, kernel, recall
+
+CLOSE = {"float32": {"rtol": 1e-4, "atol": 2e-5}, "bfloat16": {"rtol": 2e-2, "atol": 2e-2}}
+
+
+def batch(heads=4, time=5, size=8, dtype="float32"):
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = (3, heads, size), (3, heads, time, size), (3, heads, time, size)
+    data = [3 * jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes, strict=False)]
+    return *data, jax.random.bernoulli(keys[3], 0.6, (3, time)).at[:, -1].set(True)
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize(("heads", "time", "size"), [(4, 5, 8), (1, 1, 16), (8, 19, 64)])
+def test_the_kernel_is_attention(heads, time, size, dtype):
+    given = batch(heads, time, size, dtype)
+    found = jax.jit(jax.vmap(kernel(interpret=True)))(*given)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, jax.vmap(attention)(*given), **CLOSE[dtype])
+
+
+def test_its_gradient_is_that_of_attention():
+    *data, allowed = batch()
+    loss = lambda f: jax.grad(lambda *data: jnp.sum(jnp.sin(jax.vmap(f)(*data, allowed))), (0, 1, 2))  # noqa: E731
+    for one, other in zip(loss(kernel(interpret=True))(*data), loss(attention)(*data), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_allowed_has_no_part():
+    q, k, v, allowed = batch()
+    hidden = ~allowed[:, None, :, None]
+    for change in (1e3, -1e3):
+        found = jax.vmap(kernel(interpret=True))(q, k + change * hidden, v + change * hidden, allowed)
+        np.testing.assert_allclose(found, jax.vmap(attention)(q, k, v, allowed), **CLOSE["float32"])
+
+
+@pytest.mark.parametrize(
+    ("backend", "shape", "used"),
+    [("gpu", {}, True), ("cpu", {}, False), ("gpu", {"heads": 3}, False), ("gpu", {"time": 65}, False)],
+)
+def test_it_is_used_where_it_can_be(backend, shape, used, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    traced = str(jax.make_jaxpr(jax.vmap(recall))(*batch(**shape)))
+    assert ("pallas_call" in traced) == used
