@@ -36,7 +36,7 @@ from codream.flops import count_flops, matrix_rate, memory_rate
 from codream.memory import give_back
 from codream.mesh import placed
 from codream.runs import device
-from codream.training import driver_for
+from codream.training import HostDriver, driver_for
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -114,10 +114,15 @@ def ready(driver: Any, runner: Any, args: argparse.Namespace) -> Any:
     return placed(copied(runner), args.devices)
 
 
-def in_training(driver: Any, runner: Any, args: argparse.Namespace) -> float:
-    """Seconds per environment step of training as it is: acting, stepping, storing, updating."""
+def in_training(driver: Any, runner: Any, args: argparse.Namespace, ahead: bool) -> float:
+    """Seconds per environment step of training as it is: acting, stepping, storing, updating. `ahead`: with
+    `--async-collect`."""
     clock = CLOCKS[args.clock]
-    runner, _ = driver.advance(ready(driver, runner, args))
+    driver.config = dataclasses.replace(driver.config, async_collect=ahead)
+    runner = ready(driver, runner, args)
+    # A step that resets may be a program of its own.
+    for _ in range(27 if getattr(driver, "counts_updates", False) else 1):
+        runner, _ = driver.advance(runner)
     before, began, rounds = int(runner.state.steps), clock(), 0
     # Episodes of 25 steps and a reset, whatever is bought every so many steps.
     while rounds < 26 * args.repeats and clock() - began < args.seconds / 4:
@@ -126,7 +131,7 @@ def in_training(driver: Any, runner: Any, args: argparse.Namespace) -> float:
     jax.block_until_ready(metrics)
     took = (clock() - began) / (int(runner.state.steps) - before)
     if args.trace:
-        with jax.profiler.trace(str(args.trace)):
+        with jax.profiler.trace(str(args.trace / ("ahead" if ahead else "in turn"))):
             for _ in range(3):
                 runner, metrics = driver.advance(runner)
             jax.block_until_ready(metrics)
@@ -204,9 +209,11 @@ def main() -> None:
     rates.append((matrix_rate(dtype=args.precision, clock=clock), memory_rate(clock=clock)))
     rate, bandwidth = (max(pair) for pair in zip(*rates, strict=True))
     del parts
-    real = in_training(driver, runner, args)
     text = table(args, config, times, floor, (rate, bandwidth), host)
-    text += f"\n| **environment step of training itself** | **{real * 1e3:.2f}** | | | | | | |"
+    for ahead in (False, True) if isinstance(driver, HostDriver) else (False,):
+        real = in_training(driver, runner, args, ahead)
+        which = ", `--async-collect`" if ahead else ""
+        text += f"\n| **environment step of training itself{which}** | **{real * 1e3:.2f}** | | | | | | |"
     starts, horizon = config.agents.starts or 0, config.agents.horizon or 0
     imagined = env.spec.num_agents * starts * horizon
     text += (

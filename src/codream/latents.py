@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from codream import kernels
+
 __all__ = [
     "Bins",
     "change_bins",
@@ -94,14 +96,15 @@ def sample_index(key: PRNGKeyArray, logits: Float[Array, "*s classes"], share: f
     """A sample of each categorical, with a `share` of the uniform one mixed in as in `unimix`.
 
     By inverting its running sum: one random number each, not one a class, and no division or logarithm."""
+    u, n = jax.random.uniform(key, logits.shape[:-1]), logits.shape[-1]
+    if logits.ndim == 2 and kernels.suits(*logits.shape):
+        return kernels.draw(jax.lax.stop_gradient(logits), u, share)
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    n = weights.shape[-1]
     if share:
         weights = (1 - share) * weights + share / n * jnp.sum(weights, axis=-1, keepdims=True)
     total = weights @ np.triu(np.ones((n, n), weights.dtype))  # a running sum, faster so than as a scan
-    u = jax.random.uniform(key, weights.shape[:-1]) * total[..., -1]
     # The second condition: an impossible class after the last possible one is not drawn, however u is rounded.
-    return jnp.sum((total <= u[..., None]) & (total < total[..., -1:]), axis=-1)
+    return jnp.sum((total <= u[..., None] * total[..., -1:]) & (total < total[..., -1:]), axis=-1)
 
 
 def sample_onehot(
