@@ -54,14 +54,13 @@ def test_the_environment_steps_before_learning_is_waited_for(monkeypatch: pytest
 
     def watched(self: HostDriver, *args: Any) -> None:
         made(self, *args)
-        learn, chosen = self._learn, self._choose
-        self._learn = lambda *a: (order.append("learn"), learn(*a))[1]
-        self._choose = lambda *a: (order.append("choose"), chosen(*a))[1]
+        for name in ("_learn", "_choose", "_choose_after"):
+            setattr(self, name, lambda *given, of=getattr(self, name), name=name: (order.append(name), of(*given))[1])
 
     monkeypatch.setattr(HostDriver, "__init__", watched)
     config = toy_config(async_collect=True, total_steps=24, warmup=1_000)
     train(config, env=Toy, name="order", root=runs, progress=False)
-    assert order[:5] == ["choose", "choose", "learn", "choose", "learn"]
+    assert order[:5] == ["_choose", "_choose_after", "_learn", "_choose_after", "_learn"]
 
 
 @pytest.mark.parametrize("async_collect", [False, True])

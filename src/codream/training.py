@@ -109,7 +109,12 @@ class HostDriver:
             choice = choose(runner, config)
             return choice, (choice.action, self._seeds(choice.env_keys))
 
-        self._choose = Compiled(chosen)
+        def chosen_after(there: TimeStep, choice: Choice, runner: Runner) -> tuple[Choice, Any]:
+            """Of what comes after `choice`, before `runner` has learned from it."""
+            seen = Runner(runner.state, choice.memory, there, None, runner.episode_return, choice.key)
+            return chosen(seen)
+
+        self._choose, self._choose_after = Compiled(chosen), Compiled(chosen_after)
 
         @cache
         def learner(due: tuple[int, int] | None) -> Compiled:
@@ -146,8 +151,7 @@ class HostDriver:
         due = self._stepped(there)
         there = jax.device_put(there, may_alias=False)
         if self.config.async_collect:
-            seen = Runner(runner.state, choice.memory, there, None, runner.episode_return, choice.key)
-            self._chosen = self._choose(seen)
+            self._chosen = self._choose_after(there, choice, runner)
         return self._learn(due, choice, there, runner)
 
     def _count(self, runner: Runner) -> None:
