@@ -54,8 +54,12 @@ def test_the_environment_steps_before_learning_is_waited_for(monkeypatch: pytest
 
     def watched(self: HostDriver, *args: Any) -> None:
         made(self, *args)
+
+        def noted(name: str, function: Any) -> Any:
+            return lambda *given: (order.append(name), function(*given))[1]
+
         for name in ("_learn", "_choose", "_choose_after"):
-            setattr(self, name, lambda *given, of=getattr(self, name), name=name: (order.append(name), of(*given))[1])
+            setattr(self, name, noted(name, getattr(self, name)))
 
     monkeypatch.setattr(HostDriver, "__init__", watched)
     config = toy_config(async_collect=True, total_steps=24, warmup=1_000)

@@ -43,18 +43,21 @@ def recall(
     return attention(q, k, v, allowed)
 
 
+Given = tuple[Array, Array, Array, Array]
+
+
 @jax.custom_vjp
 def _recalled(q: Array, k: Array, v: Array, allowed: Array) -> Array:
     return kernels.recall(q, k, v, allowed).astype(jnp.float32)
 
 
-def _forward(*given: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _recalled(*given), given
+def _forward(q: Array, k: Array, v: Array, allowed: Array) -> tuple[Array, Given]:
+    return _recalled(q, k, v, allowed), (q, k, v, allowed)
 
 
-def _backward(given: tuple[Array, ...], grad: Array) -> tuple[Array | None, ...]:
-    *data, allowed = given
-    return *jax.vjp(lambda *data: attention(*data, allowed), *data)[1](grad), None
+def _backward(given: Given, grad: Array) -> tuple[Array | None, ...]:
+    q, k, v, allowed = given
+    return *jax.vjp(lambda q, k, v: attention(q, k, v, allowed), q, k, v)[1](grad), None
 
 
 _recalled.defvjp(_forward, _backward)

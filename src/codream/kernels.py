@@ -66,9 +66,7 @@ def draw(
     return _called("draw", kernel, jax.ShapeDtypeStruct(u.shape, jnp.int32), logits.size, interpret, logits, u)
 
 
-def _called(
-    name: str, kernel: Any, out: jax.ShapeDtypeStruct, numbers: int, interpret: bool, *given: Array
-) -> Array:
+def _called(name: str, kernel: Any, out: jax.ShapeDtypeStruct, numbers: int, interpret: bool, *given: Array) -> Array:
     from jax.experimental import pallas  # here, as it is slow to import and not needed on a CPU
     from jax.experimental.pallas import triton
 

@@ -139,8 +139,8 @@ def linear(in_size: int, out_size: int, key: PRNGKeyArray, gain: float = 1.0) ->
 
 
 def lowered(tree: Any, precision: str) -> Any:
-    """`tree` with the weights of all its linear layers in that precision, and on an accelerator as whole tiles, once for
-    all that use them. Inside the function that is differentiated, so that gradients and parameters stay float32."""
+    """`tree` with the weights of all its linear layers in that precision, and on an accelerator as whole tiles. Inside
+    the function that is differentiated, so that gradients and parameters stay float32."""
     tiled = jax.default_backend() != "cpu"
     if precision == "float32" and not tiled:
         return tree

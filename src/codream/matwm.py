@@ -30,7 +30,18 @@ from codream.players import RANDOM, Past, draw_players, past_log_probs, snapshot
 from codream.replay import Replay, sample_recent, sample_starts, sequences
 from codream.world_model import Hidden, Sequence, WorldModel, world_model_loss
 
-__all__ = ["Memory", "Metrics", "State", "act", "add_metrics", "init", "init_memory", "observe", "update", "updates_due"]
+__all__ = [
+    "Memory",
+    "Metrics",
+    "State",
+    "act",
+    "add_metrics",
+    "init",
+    "init_memory",
+    "observe",
+    "update",
+    "updates_due",
+]
 
 
 N = TypeVar("N", int, Int[Array, ""])
@@ -193,8 +204,8 @@ def observe(state: State, here: TimeStep, action: Int[Array, "copies agents"], t
 
 
 def updates_due(steps: N, due_from: N, filled: N, spec: EnvSpec, config: Config) -> tuple[N, N]:
-    """Updates of the world model and of the agents that the steps from `due_from` to `steps` have bought, with that many
-    rows of the replay buffer filled. Of integers as of arrays, so that a host can know them without asking the device."""
+    """Updates of the world model and of the agents that the steps from `due_from` to `steps` have bought, with
+    `filled` rows in the replay buffer. Of integers as of arrays, so a host can know them without the device."""
     share = config.world_model.batch // spec.num_agents
     # Enough for as many disjoint windows as any draw can ask for.
     room = config.num_envs * (filled // (2 * config.world_model.length)) >= share
@@ -321,9 +332,7 @@ def update(
 ) -> tuple[State, Metrics]:
     """All updates that the environment steps since the last call have bought. `due`: how many, where that is known."""
     model_key, agents_key = jax.random.split(key)
-    if due is None:
-        due = updates_due(state.steps, state.due_from, state.replay.filled, state.spec, config)
-    model_due, agents_due = due
+    model_due, agents_due = due or updates_due(state.steps, state.due_from, state.replay.filled, state.spec, config)
     state, model_sums = repeat(train_world_model, state, model_due, model_key, config)
     state, agent_sums = repeat(train_agents, state, agents_due, agents_key, config)
     model_count, agents_count = jnp.asarray(model_due), jnp.asarray(agents_due)
