@@ -92,6 +92,7 @@ def test_the_ways_of_an_accelerator_learn_the_same(monkeypatch: pytest.MonkeyPat
 
     here = first_updates()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(kernels, "_ampere", lambda device: True)
     for name in ("recall", "draw"):
         monkeypatch.setattr(kernels, name, partial(getattr(kernels, name), interpret=True))
     there = first_updates()

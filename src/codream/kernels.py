@@ -19,8 +19,15 @@ NUMBERS = 512
 
 
 def suits(*sizes: int) -> bool:
-    """Whether there is a GPU, and all sizes are powers of two, as its kernels need."""
-    return jax.default_backend() == "gpu" and all(size > 0 and size & (size - 1) == 0 for size in sizes)
+    """Whether there is a GPU that the kernels are for, and all sizes are powers of two, as they need."""
+    powers = all(size > 0 and size & (size - 1) == 0 for size in sizes)
+    return powers and jax.default_backend() == "gpu" and _ampere(jax.devices()[0])
+
+
+def _ampere(device: Any) -> bool:
+    """Whether it is NVIDIA's and of 2020 or later: Triton makes programs for no older one."""
+    capability = str(getattr(device, "compute_capability", ""))
+    return capability.replace(".", "").isdigit() and float(capability) >= 8
 
 
 def recall(

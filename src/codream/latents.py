@@ -65,7 +65,7 @@ def two_hot(x: Float[Array, "*s"], bins: Bins) -> Float[Array, "*s bins"]:
     below = jnp.concatenate([2 * bins[:1] - bins[1:2], bins[:-1]])
     above = jnp.concatenate([bins[1:], 2 * bins[-1:] - bins[-2:-1]])
     x = jnp.clip(x, bins[0], bins[-1])[..., None]
-    # A hat on every bin. To search for the two and look them up costs ten times as much on a GPU.
+    # A hat on every bin, so that nothing has to be searched for and looked up.
     return jnp.maximum(jnp.minimum((x - below) / (bins - below), (above - x) / (above - bins)), 0.0)
 
 

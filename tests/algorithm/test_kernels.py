@@ -1,6 +1,7 @@
 """The GPU's kernels, interpreted here, give what the plain functions give."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ def batch(heads=4, time=5, size=8, dtype="float32"):
 def gpu(monkeypatch):
     """As if there was one: kernels are used, and interpreted."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(kernels, "_ampere", lambda device: True)
     for name in ("recall", "draw"):
         monkeypatch.setattr(kernels, name, partial(getattr(kernels, name), interpret=True))
 
@@ -54,11 +56,20 @@ def test_what_is_not_allowed_has_no_part():
 
 
 @pytest.mark.parametrize(
-    ("backend", "shape", "used"),
-    [("gpu", {}, True), ("cpu", {}, False), ("gpu", {"heads": 3}, False), ("gpu", {"time": 65}, False)],
+    ("backend", "capability", "shape", "used"),
+    [
+        ("gpu", "9.0", {}, True),
+        ("gpu", "12.0", {}, True),
+        ("gpu", "7.5", {}, False),
+        ("gpu", "gfx90a", {}, False),
+        ("cpu", "", {}, False),
+        ("gpu", "8.6", {"heads": 3}, False),
+        ("gpu", "8.6", {"time": 65}, False),
+    ],
 )
-def test_it_is_used_where_it_can_be(backend, shape, used, monkeypatch):
+def test_it_is_used_where_it_can_be(backend, capability, shape, used, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
     traced = str(jax.make_jaxpr(jax.vmap(recall))(*batch(**shape)))
     assert ("pallas_call" in traced) == used
 
