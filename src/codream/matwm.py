@@ -1,6 +1,7 @@
 """MATWM: init, act, observe, update (Deihim, Alonso and Apostolopoulou 2025, arXiv:2506.18537, Algorithm 2).
 
-Four pure functions over one typed state. The drivers know nothing else about the algorithm.
+Four pure functions over one typed state, and `updates_due`, which a host may ask as well. The drivers know nothing else
+about the algorithm.
 """
 
 from __future__ import annotations
