@@ -43,7 +43,7 @@ def recall(
     return attention(q, k, v, allowed)
 
 
-Given = tuple[Array, Array, Array, Array]
+_Given = tuple[Array, Array, Array, Array]
 
 
 @jax.custom_vjp
@@ -51,11 +51,11 @@ def _recalled(q: Array, k: Array, v: Array, allowed: Array) -> Array:
     return kernels.recall(q, k, v, allowed).astype(jnp.float32)
 
 
-def _forward(q: Array, k: Array, v: Array, allowed: Array) -> tuple[Array, Given]:
+def _forward(q: Array, k: Array, v: Array, allowed: Array) -> tuple[Array, _Given]:
     return _recalled(q, k, v, allowed), (q, k, v, allowed)
 
 
-def _backward(given: Given, grad: Array) -> tuple[Array | None, ...]:
+def _backward(given: _Given, grad: Array) -> tuple[Array | None, ...]:
     q, k, v, allowed = given
     return *jax.vjp(lambda q, k, v: attention(q, k, v, allowed), q, k, v)[1](grad), None
 
