@@ -3,13 +3,16 @@
 import dataclasses
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
+import pytest
 from gymnasium import spaces
 
-from codream import Config, Run, preset
+from codream import Config, Run, kernels, preset
 from codream.checkpoint import find
 
 
@@ -171,3 +174,11 @@ def copy_until(run: Run, steps: int, folder: Path) -> Run:
         if int(later.name) > steps:
             shutil.rmtree(later)
     return Run(folder)
+
+
+def as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is traced from here on is what a GPU would get; its kernels are interpreted."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(kernels, "_ampere", lambda device: True)
+    for name in set(kernels.__all__) - {"suits"}:
+        monkeypatch.setattr(kernels, name, partial(getattr(kernels, name), interpret=True))

@@ -12,7 +12,8 @@ from helpers import Toy, arrays, assert_same, copy_until, ppo_config
 
 from codream import Run, TrainingDiverged, checkpoint, make_env, train
 from codream.envs import EnvSpec, TimeStep
-from codream.health import STEPS, all_finite, checks, dead_classes, faults, summed, update_ratio
+from codream.health import STEPS, all_finite, checks, dead_classes, faults, summed
+from codream.optimisers import update_ratio
 from codream.training import HostDriver
 
 SPEC = EnvSpec("two", ("cat_0", "mouse_0"), ((3,), (3,)), (2, 2))

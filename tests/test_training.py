@@ -10,9 +10,9 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
-from helpers import Toy, arrays, tiny_config, toy_config
+from helpers import Toy, arrays, as_if_on_a_gpu, tiny_config, toy_config
 
-from codream import kernels, make_env, train
+from codream import make_env, train
 from codream.training import HostDriver, driver_for
 
 
@@ -91,10 +91,7 @@ def test_the_ways_of_an_accelerator_learn_the_same(monkeypatch: pytest.MonkeyPat
         return found[-3:]
 
     here = first_updates()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(kernels, "_ampere", lambda device: True)
-    for name in ("recall", "draw"):
-        monkeypatch.setattr(kernels, name, partial(getattr(kernels, name), interpret=True))
+    as_if_on_a_gpu(monkeypatch)
     there = first_updates()
     assert "world_model/loss" in here[0]
     # A class that lies on the border of its number may be drawn otherwise, and what follows is then another play.

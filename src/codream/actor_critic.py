@@ -16,12 +16,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from codream.config import AgentConfig
-from codream.health import update_ratio
 from codream.imagination import Dream
-from codream.latents import two_hot_loss, two_hot_mean, value_bins
+from codream.latents import cross_entropy, two_hot, two_hot_mean, value_bins
 from codream.linear import Input, lowered
 from codream.mesh import gathered, on_shares, total
 from codream.nets import MLP
+from codream.optimisers import adam, norm, update_ratio
 from codream.pieces import each_agent, pieces, summed
 
 __all__ = [
@@ -135,8 +135,8 @@ def critic_loss(
 ) -> Float[Array, ""]:
     """Two-hot regression to sg(G) and, weighted, to the averaged critic's own prediction."""
     sg = jax.lax.stop_gradient
-    loss = two_hot_loss(logits, sg(returns), bins) + slow_weight * two_hot_loss(logits, sg(slow_values), bins)
-    return jnp.mean(weight * loss)
+    target = two_hot(sg(returns), bins) + slow_weight * two_hot(sg(slow_values), bins)
+    return jnp.mean(weight * cross_entropy(target, logits))
 
 
 class Agents(eqx.Module):
@@ -151,7 +151,7 @@ class Agents(eqx.Module):
 
 def agent_optimiser(config: AgentConfig) -> optax.GradientTransformation:
     """For one agent; mapped over agents, so that clipping one does not scale the others."""
-    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(config.lr, eps=1e-5))
+    return adam(config.lr, config.clip, eps=1e-5)
 
 
 def init_agents(
@@ -256,7 +256,7 @@ def _improve(
             slow,
             critic,
         )
-        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["grad_norm"] = norm(grads)
         metrics["update_ratio"] = update_ratio(updates, (actor, critic))
         return (actor, critic, slow, optimiser, scale), metrics
 

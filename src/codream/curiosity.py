@@ -19,6 +19,7 @@ from codream.config import CuriosityConfig
 from codream.envs import EnvSpec
 from codream.moments import Moments
 from codream.nets import CNN, MLP
+from codream.optimisers import norm
 
 __all__ = ["Curiosity", "bonus", "errors", "init_curiosity", "see", "train_curiosity"]
 
@@ -164,7 +165,7 @@ def train_curiosity(
 
         value, grads = eqx.filter_value_and_grad(loss)(pair.predictor)
         updates, optimiser = optax.adam(config.lr).update(grads, pair.optimiser)
-        value = value + 0.0 * optax.tree.norm(updates)  # NaN as soon as an update is
+        value = value + 0.0 * norm(updates)  # NaN as soon as an update is
         return Pair(pair.target, eqx.apply_updates(pair.predictor, updates), optimiser), value
 
     values = []

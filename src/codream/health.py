@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from codream.envs import EnvSpec, TimeStep
 from codream.metrics import Metrics
 
-__all__ = ["STEPS", "TrainingDiverged", "all_finite", "checks", "dead_classes", "faults", "summed", "update_ratio"]
+__all__ = ["STEPS", "TrainingDiverged", "all_finite", "checks", "dead_classes", "faults", "summed"]
 
 STEPS = "steps taken"
 """Among metrics, but never logged: the environment steps that the sums cover, up to and with the first fault."""
@@ -72,15 +71,6 @@ def faults(totals: Mapping[str, tuple[Any, Any]]) -> str | None:
             parts = [name for name in names if not name.endswith(("/loss", "/grad_norm", "/update_ratio"))] or names
             return ", ".join(f"{name} became {bad[name]}" for name in parts)
     return None
-
-
-def update_ratio(updates: Any, parameters: Any) -> Float[Array, ""]:
-    """‖Δθ‖ / ‖θ‖: how far one update moves the parameters. Not finite as soon as an update or a parameter is not."""
-
-    def norm(tree: Any) -> Array:
-        return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))))
-
-    return norm(updates) / jnp.maximum(norm(parameters), 1e-12)
 
 
 def dead_classes(

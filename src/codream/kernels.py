@@ -6,13 +6,14 @@ They take one example; `vmap` makes a program of each. What they are measured ag
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
-__all__ = ["draw", "recall", "suits"]
+__all__ = ["draw", "flat", "recall", "reread", "suits"]
 
 NUMBERS = 512
 """That a warp of threads works on at once: 16 in each thread."""
@@ -31,28 +32,138 @@ def _ampere(device: Any) -> bool:
 
 
 def recall(
-    q: Float[Array, "heads head"],
-    k: Float[Array, "heads time head"],
-    v: Float[Array, "heads time head"],
-    allowed: Bool[Array, " time"],
+    qkv: Float[Array, "3 heads head"],
+    bias: Float[Array, "3 heads head"],
+    turn: Float[Array, "two half"],
+    slot: Int[Array, ""],
+    keys: Float[Array, "heads time head"],
+    values: Float[Array, "heads time head"],
+    valid: Bool[Array, " time"],
     interpret: bool = False,
-) -> Float[Array, "heads head"]:
-    """softmax(q kᵀ / √head) v over the allowed tokens, in the precision of v, sums in float32."""
+) -> Remembered:
+    """`codream.attention.recall`. Keys and values are written in place; what is not valid is not read."""
+    size, time = keys.shape[2], keys.shape[1]
 
-    def kernel(q_ref: Any, k_ref: Any, v_ref: Any, allowed_ref: Any, out_ref: Any) -> None:
-        heads, size = q_ref.shape
-        q = q_ref[...].astype(jnp.float32) / math.sqrt(size)
-        # The softmax as it goes (Milakov and Gimelshein 2018, arXiv:1805.02867, algorithm 3).
-        top, total, out = jnp.full(heads, -1e30), jnp.zeros(heads), jnp.zeros((heads, size))
-        for t in range(k_ref.shape[1]):
-            score = jnp.where(allowed_ref[t], jnp.sum(q * k_ref[:, t].astype(jnp.float32), axis=-1), -1e30)
-            higher = jnp.maximum(top, score)
-            kept, weight = jnp.exp(top - higher), jnp.exp(score - higher)
-            total, top = total * kept + weight, higher
-            out = out * kept[:, None] + weight[:, None] * v_ref[:, t].astype(jnp.float32)
-        out_ref[...] = (out / total[:, None]).astype(out_ref.dtype)
+    def kernel(*refs: Any) -> None:
+        qkv_ref, bias_ref, turn_ref, slot_ref, keys_ref, values_ref, valid_ref, out_ref, *new_refs = refs
+        slot, turn = slot_ref[0], (turn_ref[0], turn_ref[1])
+        query, key, value = _token(qkv_ref, bias_ref, turn, keys.dtype)
+        _store(new_refs, slot, key, value)
+        seen = _Seen.first(query, key, value)
+        for t in range(time):
+            here = valid_ref[t] & (slot != t)
+            key, value = _halves(keys_ref, size, here, _ALL, t), _load(values_ref, here, _ALL, t, _ALL)
+            seen = seen.and_also(key, value, here)
+        out_ref[...] = seen.mean().astype(out_ref.dtype)
 
-    return _called("recall", kernel, jax.ShapeDtypeStruct(q.shape, v.dtype), q.size, interpret, q, k, v, allowed)
+    shapes = [jax.ShapeDtypeStruct(x.shape, values.dtype) for x in (qkv[0], keys, values)]
+    given = qkv, bias, turn, slot[None], keys, values, valid
+    return _called("recall", kernel, shapes, qkv[0].size, interpret, *given, aliases={4: 1, 5: 2})
+
+
+def reread(
+    qkv: Float[Array, "time 3 heads head"],
+    bias: Float[Array, "3 heads head"],
+    turns: Float[Array, "time two half"],
+    allowed: Bool[Array, "time time"],
+    room: int,
+    interpret: bool = False,
+) -> tuple[Float[Array, "time heads head"], Float[Array, "heads all head"], Float[Array, "heads all head"]]:
+    """`codream.attention.reread`. The memory's room for more is left as it was found: it is not valid."""
+    from jax.experimental import pallas
+
+    time, _, heads, size = qkv.shape
+
+    def kernel(qkv_ref: Any, bias_ref: Any, turns_ref: Any, allowed_ref: Any, out_ref: Any, *memory_refs: Any) -> None:
+        now = pallas.program_id(0)
+        turn = lambda t: (turns_ref[t, 0], turns_ref[t, 1])  # noqa: E731
+        query, key, value = _token(qkv_ref, bias_ref, turn(now), qkv.dtype, None, now)
+        _store(memory_refs, now, key, value)
+        seen = _Seen.first(query, key, value)
+        for t in range(time):
+            here = allowed_ref[now, t] & (now != t)
+            _, key, value = _token(qkv_ref, bias_ref, turn(t), qkv.dtype, here, t)
+            seen = seen.and_also(key, value, here)
+        out_ref[now] = seen.mean().astype(out_ref.dtype)
+
+    memory = jax.ShapeDtypeStruct((heads, time + room, size), qkv.dtype)
+    shapes = [jax.ShapeDtypeStruct((time, heads, size), qkv.dtype), memory, memory]
+    return _called("reread", kernel, shapes, heads * size, interpret, qkv, bias, turns, allowed, grid=(time,))
+
+
+Remembered = tuple[Float[Array, "heads head"], Float[Array, "heads time head"], Float[Array, "heads time head"]]
+Halves = tuple[Float[Array, "heads half"], Float[Array, "heads half"]]
+
+
+class _Seen(NamedTuple):
+    """The softmax as it goes (Milakov and Gimelshein 2018, arXiv:1805.02867, algorithm 3)."""
+
+    query: Halves
+    top: Float[Array, " heads"]
+    total: Float[Array, " heads"]
+    values: Float[Array, "heads head"]
+
+    @staticmethod
+    def first(query: Halves, key: Halves, value: Float[Array, "heads head"]) -> _Seen:
+        """Of a token that may be seen whatever else may."""
+        scale = 1 / math.sqrt(value.shape[1])
+        query = query[0].astype(jnp.float32) * scale, query[1].astype(jnp.float32) * scale
+        score = _product(query, key)
+        return _Seen(query, score, jnp.ones_like(score), value.astype(jnp.float32))
+
+    def and_also(self, key: Halves, value: Float[Array, "heads head"], here: Bool[Array, ""]) -> _Seen:
+        score = jnp.where(here, _product(self.query, key), -1e30)
+        top = jnp.maximum(self.top, score)
+        kept, weight = jnp.exp(self.top - top), jnp.exp(score - top)
+        values = self.values * kept[:, None] + weight[:, None] * value.astype(jnp.float32)
+        return _Seen(self.query, top, self.total * kept + weight, values)
+
+    def mean(self) -> Float[Array, "heads head"]:
+        return self.values / self.total[:, None]
+
+
+def _product(query: Halves, key: Halves) -> Float[Array, " heads"]:
+    return jnp.sum(query[0] * key[0].astype(jnp.float32) + query[1] * key[1].astype(jnp.float32), axis=-1)
+
+
+def _token(
+    qkv_ref: Any, bias_ref: Any, turn: tuple[Array, Array], dtype: Any, here: Any = None, *place: Any
+) -> tuple[Halves, Halves, Float[Array, "heads head"]]:
+    """Rotated query, rotated key and value of the token at `place`."""
+
+    def rotated(part: int) -> Halves:
+        x, bias = _halves(qkv_ref, size, here, *place, part, _ALL), _halves(bias_ref, size, None, part, _ALL)
+        a, b = (x[i].astype(jnp.float32) + bias[i] for i in range(2))
+        cos, sin = turn[0][None], turn[1][None]
+        return (a * cos - b * sin).astype(dtype), (b * cos + a * sin).astype(dtype)
+
+    size = bias_ref.shape[2]
+    value = _load(qkv_ref, here, *place, 2, _ALL, _ALL).astype(jnp.float32) + bias_ref[2]
+    return rotated(0), rotated(1), value.astype(dtype)
+
+
+_ALL = slice(None)
+
+
+def _halves(ref: Any, size: int, here: Any, *place: Any) -> Halves:
+    """Both halves of what the last axis holds at `place`, as a rotation needs them."""
+    half = size // 2
+    return _load(ref, here, *place, slice(0, half)), _load(ref, here, *place, slice(half, size))
+
+
+def _load(ref: Any, here: Any, *place: Any) -> Array:
+    """What is at `place`; where not `here`, zeros, and nothing is read."""
+    from jax.experimental.pallas import triton
+
+    at = ref.at[tuple(jnp.int32(i) if isinstance(i, int) else i for i in place)]
+    return at[...] if here is None else triton.load(at, mask=jnp.broadcast_to(here, at.shape), other=0.0)
+
+
+def _store(refs: Any, slot: Any, key: Halves, value: Float[Array, "heads head"]) -> None:
+    """Into a memory, in place."""
+    (keys_ref, values_ref), half = refs, key[0].shape[1]
+    keys_ref[:, slot, :half], keys_ref[:, slot, half:] = key
+    values_ref[:, slot] = value
 
 
 def draw(
@@ -73,9 +184,60 @@ def draw(
     return _called("draw", kernel, jax.ShapeDtypeStruct(u.shape, jnp.int32), logits.size, interpret, logits, u)
 
 
-def _called(name: str, kernel: Any, out: jax.ShapeDtypeStruct, numbers: int, interpret: bool, *given: Array) -> Array:
+def flat(
+    index: Integer[Array, " groups"],
+    rest: Float[Array, " more"],
+    classes: int,
+    width: int,
+    dtype: Any,
+    interpret: bool = False,
+) -> Float[Array, " width"]:
+    """One-hot vectors, what comes after them, and zeros: see `codream.linear`."""
+    size = len(index) * classes
+
+    def kernel(index_ref: Any, rest_ref: Any, out_ref: Any) -> None:
+        places = jax.lax.broadcasted_iota(jnp.int32, (len(index), classes), 1)
+        ones = (index_ref[...].astype(jnp.int32)[:, None] == places).astype(dtype)
+        out_ref[:size] = ones.reshape(size)
+        for at, n in _powers(len(rest)):
+            out_ref[size + at : size + at + n] = rest_ref[at : at + n].astype(dtype)
+        for at, n in _powers(width - size - len(rest)):
+            at += size + len(rest)
+            out_ref[at : at + n] = jnp.zeros(n, dtype)
+
+    return _called("flat", kernel, jax.ShapeDtypeStruct((width,), dtype), width, interpret, index, rest)
+
+
+def _powers(length: int) -> Iterator[tuple[int, int]]:
+    """Starts and lengths of stretches that make up `length`, each a power of two, as a block must be."""
+    at = 0
+    while at < length:
+        n = 1 << ((length - at).bit_length() - 1)
+        yield at, n
+        at += n
+
+
+def _called(
+    name: str,
+    kernel: Any,
+    out: Any,
+    numbers: int,
+    interpret: bool,
+    *given: Array,
+    grid: tuple[int, ...] = (),
+    aliases: dict[int, int] | None = None,
+) -> Any:
     from jax.experimental import pallas  # here, as it is slow to import and not needed on a CPU
     from jax.experimental.pallas import triton
 
-    settings = triton.CompilerParams(num_warps=max(1, min(8, numbers // NUMBERS)), num_stages=1)
-    return pallas.pallas_call(kernel, out_shape=out, compiler_params=settings, interpret=interpret, name=name)(*given)
+    warps = 1 << max(1, min(8, numbers // NUMBERS)).bit_length() - 1
+    settings = triton.CompilerParams(num_warps=warps, num_stages=1)
+    return pallas.pallas_call(
+        kernel,
+        out_shape=out,
+        grid=grid,
+        input_output_aliases=aliases or {},
+        compiler_params=settings,
+        interpret=interpret,
+        name=name,
+    )(*given)

@@ -16,6 +16,7 @@ from codream import kernels
 __all__ = [
     "Bins",
     "change_bins",
+    "cross_entropy",
     "kl",
     "sample_index",
     "sample_onehot",
@@ -61,17 +62,21 @@ def change_bins(bins: int, reach: float) -> Float[np.ndarray, " bins"]:
 
 def two_hot(x: Float[Array, "*s"], bins: Bins) -> Float[Array, "*s bins"]:
     """The distribution on the two bins around x whose mean is x (clipped to the outermost bins)."""
-    bins = jnp.asarray(bins)
-    below = jnp.concatenate([2 * bins[:1] - bins[1:2], bins[:-1]])
-    above = jnp.concatenate([bins[1:], 2 * bins[-1:] - bins[-2:-1]])
     x = jnp.clip(x, bins[0], bins[-1])[..., None]
+    apart = bins[1:] - bins[:-1]
+    left, right = 1 / jnp.append(apart[0], apart), 1 / jnp.append(apart, apart[-1])
     # A hat on every bin, so that nothing has to be searched for and looked up.
-    return jnp.maximum(jnp.minimum((x - below) / (bins - below), (above - x) / (above - bins)), 0.0)
+    return jnp.maximum(1 + jnp.minimum((x - bins) * left, (bins - x) * right), 0.0)
 
 
 def two_hot_loss(logits: Float[Array, "*s bins"], x: Float[Array, "*s"], bins: Bins) -> Float[Array, "*s"]:
     """Cross-entropy −Σ two_hot(x) ln softmax(logits)."""
-    return -jnp.sum(two_hot(x, bins) * jax.nn.log_softmax(logits), axis=-1)
+    return cross_entropy(two_hot(x, bins), logits)
+
+
+def cross_entropy(target: Float[Array, "*s classes"], logits: Float[Array, "*s classes"]) -> Float[Array, "*s"]:
+    """−Σ target ln softmax(logits)."""
+    return -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
 
 
 def two_hot_mean(logits: Float[Array, "*s bins"], bins: Bins) -> Float[Array, "*s"]:

@@ -6,12 +6,16 @@ Weights start from a truncated normal of variance gain / fan-in; biases at 0.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
+
+from codream import kernels
 
 __all__ = ["Input", "Joined", "Linear", "OneHots", "dense", "joined", "linear", "lowered"]
 
@@ -58,6 +62,34 @@ def dense(x: Input) -> Float[Array, "*b in"]:
     if isinstance(x, Joined):
         return jnp.concatenate([dense(part) for part in x.parts], axis=-1)
     return x.flat() if isinstance(x, OneHots) else x
+
+
+def _flat(x: Input, width: int, dtype: Any) -> Float[Array, "*b width"]:
+    """The vector itself, with zeros up to `width`."""
+    if isinstance(x, Joined) and len(x.parts) == 2 and not isinstance(x.parts[0], Array):
+        ones, rest = x.parts[0], dense(x.parts[1])
+        if kernels.suits(ones.index.shape[-1], ones.classes):
+            index, batch = ones.index.reshape(-1, ones.index.shape[-1]), rest.shape[:-1]
+            each = jax.vmap(_written(ones.classes, width, dtype))
+            return each(index, rest.reshape(-1, rest.shape[-1])).reshape(*batch, width)
+    x = dense(x).astype(dtype)
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])]) if width > x.shape[-1] else x
+
+
+@cache
+def _written(classes: int, width: int, dtype: Any) -> Callable[[Array, Array], Array]:
+    """`kernels.flat`, with its gradient."""
+
+    @jax.custom_vjp
+    def written(index: Array, rest: Array) -> Array:
+        return kernels.flat(index, rest, classes, width, dtype)
+
+    def backward(given: tuple[Array, Array], grad: Array) -> tuple[None, Array]:
+        at = classes * len(given[0])
+        return None, grad[at : at + len(given[1])].astype(given[1].dtype)
+
+    written.defvjp(lambda *given: (written(*given), given), backward)
+    return written
 
 
 @jax.custom_vjp
@@ -109,26 +141,24 @@ class Linear(eqx.Module):
 
     def __call__(self, x: Input) -> Float[Array, "*b out"]:
         if jax.default_backend() != "cpu":  # where products are what is fast
-            x = dense(x)
+            return self.product(x).astype(self.bias.dtype) + self.bias
         if isinstance(x, OneHots):
             x = Joined((x,))
         if not isinstance(x, Joined):
-            return self._product(x, self.weight.T) + self.bias
+            return self.product(x).astype(self.bias.dtype) + self.bias
         total, at = self.bias, 0
         for part in x.parts:
             size = part.size if isinstance(part, OneHots) else part.shape[-1]
             weight = self.weight[:, at : at + size].T
-            total = total + (_rows(weight, part) if isinstance(part, OneHots) else self._product(part, weight))
+            product = _rows(weight, part) if isinstance(part, OneHots) else part.astype(weight.dtype) @ weight
+            total = total + product.astype(self.bias.dtype)
             at += size
         return total
 
-    def _product(self, x: Float[Array, "*b in"], weight: Float[Array, "rows columns"]) -> Float[Array, "*b out"]:
-        """In the precision of the weight, of which x reaches the first rows; so are the products of its gradient."""
-        x = x.astype(weight.dtype)
-        if jax.default_backend() != "cpu":
-            weight = _tiled(weight)
-            x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, len(weight) - x.shape[-1])])
-        return (x @ weight)[..., : len(self.bias)].astype(self.bias.dtype)
+    def product(self, x: Input) -> Float[Array, "*b out"]:
+        """x Wᵀ, without the bias, in the precision of the weight; so are the products of its gradient."""
+        weight = self.weight if jax.default_backend() == "cpu" else _tiled(self.weight)
+        return (_flat(x, weight.shape[1], weight.dtype) @ weight.T)[..., : len(self.bias)]
 
 
 def linear(in_size: int, out_size: int, key: PRNGKeyArray, gain: float = 1.0) -> Linear:

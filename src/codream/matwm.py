@@ -20,12 +20,12 @@ from codream.actor_critic import Actor, Agents, improve, init_agents, log_policy
 from codream.config import Config, WorldModelConfig
 from codream.curiosity import Curiosity, bonus, errors, init_curiosity, see, train_curiosity
 from codream.envs import EnvSpec, TimeStep
-from codream.health import update_ratio
 from codream.imagination import Dream, dream
 from codream.latents import sample_index
 from codream.linear import lowered
 from codream.mesh import everywhere, on_shares, total
 from codream.metrics import Metrics, add_metrics, repeat
+from codream.optimisers import clip, norm, update_ratio
 from codream.pieces import mapped, pieces
 from codream.players import RANDOM, Past, draw_players, past_log_probs, snapshot
 from codream.replay import Replay, sample_recent, sample_starts, sequences
@@ -99,7 +99,7 @@ def world_model_optimiser(config: WorldModelConfig) -> optax.GradientTransformat
         outcome = jax.tree.map(lambda _: "outcome", (model.reward, model.cont))
         return eqx.tree_at(lambda m: (m.reward, m.cont), rest, outcome)
 
-    return optax.chain(optax.clip_by_global_norm(config.clip), optax.multi_transform(rates, labels))
+    return optax.chain(clip(config.clip), optax.multi_transform(rates, labels))
 
 
 def init(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> State:
@@ -251,7 +251,7 @@ def train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[
         (model, optimiser, state.world_model_updates + 1),
     )
     state, curious = _seen(state, batch, config)
-    sizes = {"grad_norm": optax.tree.norm(grads), "update_ratio": update_ratio(updates, model)}
+    sizes = {"grad_norm": norm(grads), "update_ratio": update_ratio(updates, model)}
     return everywhere(state, config.devices), {"loss": loss, **parts, **curious, **sizes}
 
 

@@ -6,8 +6,6 @@ Modules take one unbatched example; callers `vmap`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -16,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from codream.attention import attention, recall
+from codream.attention import recall, reread
 from codream.linear import Input, Linear, linear
 
 __all__ = ["CNN", "MLP", "DeconvCNN", "KVCache", "Transformer", "tree_of"]
@@ -195,36 +193,6 @@ def _turns(time: int, half: int) -> Float[np.ndarray, "time two half"]:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
-def _rotate(x: Float[Array, "heads head"], turn: Float[Array, "two half"]) -> Float[Array, "heads head"]:
-    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, equation 34)."""
-    a, b = jnp.split(x, 2, axis=-1)
-    cos, sin = turn
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-@cache
-def _put(axis: int) -> Callable[[Array, Array, Int[Array, ""]], Array]:
-    """(rows, row, slot) → `rows` with `row` at `slot` of that axis.
-
-    Where a batch shares the slot it stays a plain update in place; JAX's own rule makes it a scatter, which reads what
-    it is to replace.
-    """
-
-    def update(rows: Array, row: Array, slot: Int[Array, ""]) -> Array:
-        return jax.lax.dynamic_update_index_in_dim(rows, row, slot, axis)
-
-    put = jax.custom_batching.custom_vmap(update)
-
-    @put.def_vmap
-    def _(size: int, batched: list[bool], rows: Array, row: Array, slot: Int[Array, "*b"]) -> tuple[Array, bool]:
-        if batched[2]:
-            return jax.vmap(update, [0 if b else None for b in batched])(rows, row, slot), True
-        each = lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape))  # noqa: E731
-        return _put(axis + 1)(each(rows, batched[0]), each(row, batched[1]), slot), True
-
-    return put
-
-
 class Block(eqx.Module):
     """Pre-norm attention and feed-forward block."""
 
@@ -246,25 +214,18 @@ class Block(eqx.Module):
         self.down = linear(4 * size, size, k4, gain=0.5 / layers)
         self.heads = heads
 
-    def project(
-        self, x: Float[Array, " size"], turn: Float[Array, "two half"]
-    ) -> tuple[Float[Array, "heads head"], Float[Array, "heads head"], Float[Array, "heads head"]]:
-        """Rotated query, rotated key, value of one token, in the precision of the weights."""
-        q, k, v = self.qkv(self.norm1(x)).reshape(3, self.heads, -1)
-        lower = lambda x: x.astype(self.qkv.weight.dtype)  # noqa: E731
-        return lower(_rotate(q, turn)), lower(_rotate(k, turn)), lower(v)
+    def project(self, x: Float[Array, " size"]) -> Float[Array, "3 heads head"]:
+        """Query, key and value of one token, without `bias` and not rotated, in the precision of the weights."""
+        return self.qkv.product(self.norm1(x)).reshape(3, self.heads, -1)
 
-    def attend(
-        self,
-        x: Float[Array, " size"],
-        q: Float[Array, "heads head"],
-        k: Float[Array, "heads time head"],
-        v: Float[Array, "heads time head"],
-        allowed: Bool[Array, " time"],
-        attention: Callable[..., Float[Array, "heads head"]] = attention,
-    ) -> Float[Array, " size"]:
-        """The block's output for one token, given what it may attend to."""
-        x = x + self.out(attention(q, k, v, allowed).reshape(-1))
+    @property
+    def bias(self) -> Float[Array, "3 heads head"]:
+        """What is added to a query, a key and a value."""
+        return self.qkv.bias.reshape(3, self.heads, -1)
+
+    def add(self, x: Float[Array, " size"], seen: Float[Array, "heads head"]) -> Float[Array, " size"]:
+        """The block's output for one token, with what attention has seen for it."""
+        x = x + self.out(seen.reshape(-1))
         return x + self.down(jax.nn.silu(self.up(self.norm2(x))))
 
 
@@ -296,7 +257,7 @@ class Transformer(eqx.Module):
 
         A token attends to itself and to earlier valid tokens of its own segment (episode).
         """
-        return self._read(x, segment, valid, room, 0)
+        return self._read(x, segment, valid, room, 0, remembered=False)
 
     def prefill(
         self,
@@ -306,7 +267,7 @@ class Transformer(eqx.Module):
         room: int,
     ) -> tuple[Float[Array, " size"], KVCache]:
         """As `full`, but the output of the last token only: the last block is spared for all others."""
-        y, cache = self._read(x, segment, valid, room, len(x) - 1)
+        y, cache = self._read(x, segment, valid, room, len(x) - 1, remembered=True)
         return y[0], cache
 
     def _read(
@@ -316,6 +277,8 @@ class Transformer(eqx.Module):
         valid: Bool[Array, " time"],
         room: int,
         since: int,
+        *,
+        remembered: bool,
     ) -> tuple[Float[Array, "wanted size"], KVCache]:
         """Outputs from token `since` on, and the cache."""
         time = jnp.arange(len(x))
@@ -323,16 +286,14 @@ class Transformer(eqx.Module):
         turns = jnp.asarray(_turns(len(x), self.size // self.heads // 2))
         keys, values = [], []
         for i, block in enumerate(self.blocks):
-            q, k, v = jax.vmap(block.project, out_axes=(0, 1, 1))(x, turns)
-            if i == len(self.blocks) - 1:
-                x, q, allowed = x[since:], q[since:], allowed[since:]
-            x = jax.vmap(block.attend, in_axes=(0, 0, None, None, 0))(x, q, k, v, allowed)
+            first = since if i == len(self.blocks) - 1 else 0
+            seen, k, v = reread(jax.vmap(block.project)(x), block.bias, turns, allowed, room, first, remembered)
+            x = jax.vmap(block.add)(x[first:], seen)
             keys.append(k)
             values.append(v)
-        pad = ((0, 0), (0, room), (0, 0))
         cache = KVCache(
-            tuple(jnp.pad(k, pad) for k in keys),
-            tuple(jnp.pad(v, pad) for v in values),
+            tuple(keys),
+            tuple(values),
             jnp.pad(valid & (segment == segment[-1]), (0, room)),
             jnp.asarray(len(time), jnp.int32),
         )
@@ -345,9 +306,8 @@ class Transformer(eqx.Module):
         turn = _turn(cache.position, self.size // self.heads // 2)
         all_keys, all_values = [], []
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            q, k, v = block.project(x, turn)
-            keys, values = _put(1)(keys, k, slot), _put(1)(values, v, slot)
-            x = block.attend(x, q, keys, values, valid, recall)
+            seen, keys, values = recall(block.project(x), block.bias, turn, slot, keys, values, cache.valid)
+            x = block.add(x, seen)
             all_keys.append(keys)
             all_values.append(values)
         return self.norm(x), KVCache(tuple(all_keys), tuple(all_values), valid, cache.position + 1)

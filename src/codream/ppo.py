@@ -18,6 +18,7 @@ from codream.config import PPOConfig
 from codream.envs import EnvSpec
 from codream.latents import symlog
 from codream.nets import CNN, MLP
+from codream.optimisers import adam
 
 __all__ = [
     "Batch",
@@ -83,7 +84,7 @@ def init_learners(spec: EnvSpec, config: PPOConfig, key: PRNGKeyArray, projects:
 
 def ppo_optimiser(config: PPOConfig) -> optax.GradientTransformation:
     """For one agent; mapped over agents, so that clipping one does not scale the others."""
-    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(config.lr, eps=1e-5))
+    return adam(config.lr, config.clip, eps=1e-5)
 
 
 def gae(

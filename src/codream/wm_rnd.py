@@ -16,11 +16,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from codream.config import Config
 from codream.curiosity import Curiosity, bonus, errors, init_curiosity, see, train_curiosity
 from codream.envs import EnvSpec, TimeStep
-from codream.health import update_ratio
 from codream.latents import sample_index
 from codream.markov_model import MarkovModel, code_measures, markov_loss, transitions
 from codream.metrics import Metrics, repeat, zeros_like_result
 from codream.moments import Moments
+from codream.optimisers import adam, norm, update_ratio
 from codream.ppo import Batch, Learner, gae, init_learners, observed, ppo_loss, ppo_optimiser
 from codream.projection import (
     Imagined,
@@ -69,7 +69,7 @@ class Memory(eqx.Module):
 
 def model_optimiser(config: Config) -> optax.GradientTransformation:
     """Adam after clipping, for the world model."""
-    return optax.chain(optax.clip_by_global_norm(config.world_model.clip), optax.adam(config.world_model.lr))
+    return adam(config.world_model.lr, config.world_model.clip)
 
 
 def init(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> State:
@@ -287,7 +287,7 @@ def train_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[State,
     updates, optimiser = model_optimiser(config).update(grads, state.model_optimiser)
     model = eqx.apply_updates(state.world_model, updates)
     state = eqx.tree_at(lambda s: (s.world_model, s.model_optimiser), state, (model, optimiser))
-    sizes = {"grad_norm": optax.tree.norm(grads), "update_ratio": update_ratio(updates, model)}
+    sizes = {"grad_norm": norm(grads), "update_ratio": update_ratio(updates, model)}
     return state, {"loss": loss, **parts, **sizes}
 
 
@@ -395,5 +395,5 @@ def _improve(
     (_, metrics), grads = eqx.filter_value_and_grad(loss, has_aux=True)(learner)
     updates, optimiser = ppo_optimiser(config.ppo).update(grads, optimiser)
     learner = eqx.apply_updates(learner, updates)
-    metrics |= {"grad_norm": optax.tree.norm(grads), "update_ratio": update_ratio(updates, learner)}
+    metrics |= {"grad_norm": norm(grads), "update_ratio": update_ratio(updates, learner)}
     return learner, optimiser, metrics

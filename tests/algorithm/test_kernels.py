@@ -7,52 +7,82 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import as_if_on_a_gpu
 
 from codream import kernels
-from codream.attention import attention, recall
+from codream.attention import recall, reread
 from codream.latents import sample_index
+from codream.linear import OneHots, joined, linear
+from codream.nets import _turn, _turns
 
 CLOSE = {"float32": {"rtol": 1e-4, "atol": 2e-5}, "bfloat16": {"rtol": 2e-2, "atol": 2e-2}}
-
-
-def batch(heads=4, time=5, size=8, dtype="float32"):
-    keys = jax.random.split(jax.random.key(0), 4)
-    shapes = (3, heads, size), (3, heads, time, size), (3, heads, time, size)
-    data = [3 * jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes, strict=False)]
-    return *data, jax.random.bernoulli(keys[3], 0.6, (3, time)).at[:, -1].set(True)
+ROWS = 3
+ONE_EACH = (0, None, None, None, 0, 0, 0)
+SIZES = [(4, 5, 8), (1, 1, 16), (8, 19, 64)]
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """As if there was one: kernels are used, and interpreted."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(kernels, "_ampere", lambda device: True)
-    for name in ("recall", "draw"):
-        monkeypatch.setattr(kernels, name, partial(getattr(kernels, name), interpret=True))
+    as_if_on_a_gpu(monkeypatch)
+
+
+def normal(seed, dtype, *shape):
+    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def remembered(heads=4, time=5, size=8, dtype="float32"):
+    """Arguments of `recall`, whose memory is nothing where it is not valid."""
+    valid = jax.random.bernoulli(jax.random.key(3), 0.6, (ROWS, time))
+    memory = [jnp.where(valid[:, None, :, None], normal(i, dtype, ROWS, heads, time, size), jnp.nan) for i in (0, 1)]
+    token = normal(2, dtype, ROWS, 3, heads, size)
+    turn, slot = _turn(jnp.asarray(7), size // 2), jnp.asarray(7 % time)
+    return token, normal(4, "float32", 3, heads, size), turn, slot, *memory, valid
+
+
+def context(heads=4, time=5, size=8, dtype="float32"):
+    """Arguments of `reread`."""
+    earlier = np.tril(np.ones((time, time), bool))
+    allowed = jax.random.bernoulli(jax.random.key(0), 0.6, (ROWS, time, time)) & earlier | np.eye(time, dtype=bool)
+    tokens, bias = normal(1, dtype, ROWS, time, 3, heads, size), normal(4, "float32", 3, heads, size)
+    return tokens, bias, jnp.asarray(_turns(time, size // 2)), allowed
+
+
+def plain(function, given):
+    """Without the kernel, of what is remembered where there is something."""
+    token, bias, turn, slot, keys, values, valid = given
+    clear = lambda x: jnp.where(valid[:, None, :, None], x, 0)  # noqa: E731
+    return jax.vmap(function, ONE_EACH)(token, bias, turn, slot, clear(keys), clear(values), valid)
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize(("heads", "time", "size"), [(4, 5, 8), (1, 1, 16), (8, 19, 64)])
-def test_the_kernel_is_attention(heads, time, size, dtype):
-    given = batch(heads, time, size, dtype)
-    found = jax.jit(jax.vmap(partial(kernels.recall, interpret=True)))(*given)
-    assert found.dtype == dtype
-    np.testing.assert_allclose(found, jax.vmap(attention)(*given), **CLOSE[dtype])
+@pytest.mark.parametrize(("heads", "time", "size"), SIZES)
+def test_recalling_is_attention_to_what_is_remembered(heads, time, size, dtype):
+    given = remembered(heads, time, size, dtype)
+    seen, *memory = jax.jit(jax.vmap(partial(kernels.recall, interpret=True), ONE_EACH))(*given)
+    expected, *updated = plain(recall, given)
+    assert seen.dtype == dtype
+    np.testing.assert_allclose(seen, expected, **CLOSE[dtype])
+    valid = given[-1].at[:, given[3]].set(True)[:, None, :, None]
+    for one, other in zip(memory, updated, strict=True):
+        np.testing.assert_allclose(jnp.where(valid, one, 0), jnp.where(valid, other, 0), **CLOSE[dtype])
 
 
-def test_its_gradient_is_that_of_attention(gpu):
-    *data, allowed = batch()
-    loss = lambda f: jax.grad(lambda *data: jnp.sum(jnp.sin(jax.vmap(f)(*data, allowed))), (0, 1, 2))  # noqa: E731
-    for one, other in zip(loss(recall)(*data), loss(attention)(*data), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-
-
-def test_what_is_not_allowed_has_no_part():
-    q, k, v, allowed = batch()
-    hidden = ~allowed[:, None, :, None]
-    for change in (1e3, -1e3):
-        found = jax.vmap(partial(kernels.recall, interpret=True))(q, k + change * hidden, v + change * hidden, allowed)
-        np.testing.assert_allclose(found, jax.vmap(attention)(q, k, v, allowed), **CLOSE["float32"])
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize(("heads", "time", "size"), SIZES)
+def test_rereading_is_attention_and_remembers(heads, time, size, dtype, request):
+    tokens, bias, turns, allowed = context(heads, time, size, dtype)
+    for since in {0, time - 1}:
+        read = jax.vmap(lambda qkv, allowed: reread(qkv, bias, turns, allowed, 4, since, True))  # noqa: B023
+        expected = read(tokens, allowed)
+        with pytest.MonkeyPatch.context() as patch:
+            as_if_on_a_gpu(patch)
+            assert "pallas_call" in str(jax.make_jaxpr(read)(tokens, allowed))
+            found = read(tokens, allowed)
+        assert found[0].shape == (ROWS, time - since, heads, size)
+        np.testing.assert_allclose(found[0], expected[0], **CLOSE[dtype])
+        for one, other in zip(found[1:], expected[1:], strict=True):
+            assert one.shape == (ROWS, heads, time + 4, size)
+            np.testing.assert_allclose(one[:, :, :time], other[:, :, :time], **CLOSE[dtype])
 
 
 @pytest.mark.parametrize(
@@ -67,11 +97,25 @@ def test_what_is_not_allowed_has_no_part():
         ("gpu", "8.6", {"time": 65}, False),
     ],
 )
-def test_it_is_used_where_it_can_be(backend, capability, shape, used, monkeypatch):
+def test_they_are_used_where_they_can_be(backend, capability, shape, used, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
-    traced = str(jax.make_jaxpr(jax.vmap(recall))(*batch(**shape)))
+    traced = str(jax.make_jaxpr(jax.vmap(recall, ONE_EACH))(*remembered(**shape)))
     assert ("pallas_call" in traced) == used
+
+
+@pytest.mark.parametrize("out", [5, 100])
+def test_a_layer_of_one_hots_and_more(out, gpu):
+    """They are written by a kernel, as whole tiles; the gradient reaches the weights, and what is no one-hot."""
+    index = jax.random.randint(jax.random.key(0), (2, 3, 16), 0, 8).astype(jnp.uint8)
+    layer, more = linear(16 * 8 + 13, out, jax.random.key(1)), normal(2, "float32", 2, 3, 13)
+    ones = OneHots(index, 8)
+    loss = lambda layer, more: jnp.sum(jnp.sin(layer(joined(ones, more))))  # noqa: E731
+    assert "pallas_call" in str(jax.make_jaxpr(loss)(layer, more))
+    flat = lambda layer, more: jnp.sum(jnp.sin(layer(jnp.concatenate([ones.flat(), more], axis=-1))))  # noqa: E731
+    one, other = (jax.value_and_grad(f, (0, 1))(layer, more) for f in (loss, flat))
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1])

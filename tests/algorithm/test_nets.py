@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from codream.attention import _put
 from codream.linear import Joined, OneHots, dense, joined, linear, lowered
-from codream.nets import CNN, MLP, DeconvCNN, KVCache, Transformer, _double, _halve, _put
+from codream.nets import CNN, MLP, DeconvCNN, KVCache, Transformer, _double, _halve
 
 TIME, SIZE = 10, 16
 X = jax.random.normal(jax.random.key(0), (TIME, SIZE))

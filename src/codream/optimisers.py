@@ -1,0 +1,50 @@
+"""Adam after clipping by the norm of all gradients, and norms: what every algorithm learns with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+__all__ = ["adam", "clip", "norm", "update_ratio"]
+
+SMALL = 2**16
+"""Numbers up to which arrays are put together for a norm: a hundred small sums are slower on a GPU than one."""
+
+
+def norm(tree: Any) -> Float[Array, ""]:
+    """The Euclidean norm of all numbers in a tree."""
+    leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
+    small = [x.reshape(-1) for x in leaves if x.size <= SMALL]
+    whole = [x for x in leaves if x.size > SMALL] + ([jnp.concatenate(small)] if small else [])
+    return jnp.sqrt(sum((jnp.sum(jnp.square(x)) for x in whole), jnp.zeros(())))
+
+
+def clip(most: float) -> optax.GradientTransformation:
+    """Scales gradients whose norm is larger down to `most`. NaN where one is not finite."""
+
+    def update(grads: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        del params
+        scale = jnp.minimum(1.0, most / norm(grads))
+        return jax.tree.map(lambda x: x * scale, grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def adam(lr: float, most: float, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba 2014, arXiv:1412.6980) after `clip`."""
+    return optax.chain(clip(most), optax.adam(lr, eps=eps))
+
+
+def update_ratio(updates: Any, parameters: Any) -> Float[Array, ""]:
+    """‖Δθ‖ / ‖θ‖: how far one update moves the parameters. Not finite as soon as an update or a parameter is not."""
+    if jax.default_backend() != "cpu":
+        # Summed in the same kernel that writes them, parameters could not be updated in place.
+        updates, parameters = jax.lax.optimization_barrier(
+            (eqx.filter(updates, eqx.is_inexact_array), eqx.filter(parameters, eqx.is_inexact_array))
+        )
+    return norm(updates) / jnp.maximum(norm(parameters), 1e-12)
