@@ -17,8 +17,8 @@ from tensorboardX.proto import event_pb2
 import codream
 from codream import ConfigError, Run, cli, preset
 from codream.envs import EnvSpec
+from codream.linear import tree_of
 from codream.live import EVENTS, Live, live_table, publish
-from codream.nets import tree_of
 from codream.progress import Bar
 from codream.recording import Record
 from codream.report.peek import GUESS, Peek

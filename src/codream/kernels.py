@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-__all__ = ["draw", "flat", "recall", "reread", "suits"]
+__all__ = ["draw", "flat", "normed", "recall", "reread", "suits"]
 
 NUMBERS = 512
 """That a warp of threads works on at once: 16 in each thread."""
@@ -182,6 +182,35 @@ def draw(
         out_ref[...] = jnp.sum(passed.astype(jnp.int32), axis=-1)
 
     return _called("draw", kernel, jax.ShapeDtypeStruct(u.shape, jnp.int32), logits.size, interpret, logits, u)
+
+
+def normed(
+    product: Float[Array, " size"],
+    bias: Float[Array, " size"],
+    scale: Float[Array, " size"],
+    x: Float[Array, " size"] | None,
+    eps: float,
+    silu: bool,
+    interpret: bool = False,
+) -> tuple[Float[Array, " size"], Float[Array, " size"]]:
+    """What a layer's output, added to x or without one, is after an RMS norm (Zhang and Sennrich 2019,
+    arXiv:1910.07467), in the precision of `product`, and before. With `silu` the first goes through SiLU as well, and
+    the second is the first."""
+
+    def kernel(product_ref: Any, bias_ref: Any, scale_ref: Any, *refs: Any) -> None:
+        total = product_ref[...].astype(jnp.float32) + bias_ref[...]
+        if x is not None:
+            total += refs[0][...]
+        y = total * jax.lax.rsqrt(jnp.sum(total * total) / len(product) + eps) * scale_ref[...]
+        y_ref, *total_refs = refs[0 if x is None else 1 :]
+        y_ref[...] = (y / (1 + jnp.exp(-y)) if silu else y).astype(y_ref.dtype)
+        for ref in total_refs:
+            ref[...] = total
+
+    given = [product, bias, scale] + ([] if x is None else [x])
+    shapes = [jax.ShapeDtypeStruct(product.shape, product.dtype)] + ([] if silu else [bias])
+    out = _called("normed", kernel, shapes, len(product), interpret, *given)
+    return out[0], out[-1]
 
 
 def flat(

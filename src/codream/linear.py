@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -17,11 +17,21 @@ from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
 from codream import kernels
 
-__all__ = ["Input", "Joined", "Linear", "OneHots", "dense", "joined", "linear", "lowered"]
+__all__ = ["Input", "Joined", "Linear", "OneHots", "dense", "joined", "linear", "lowered", "tree_of"]
 
+
+T = TypeVar("T", bound=eqx.Module)
 
 TILE = 64
 """Rows and columns of a matrix on which a tensor core works at once."""
+
+
+def tree_of(cls: type[T], **fields: Any) -> T:
+    """A module's tree with other leaves than it is annotated with, such as `vmap` axes. Runs no `__init__`."""
+    tree = object.__new__(cls)
+    for name, value in fields.items():
+        object.__setattr__(tree, name, value)
+    return tree
 
 
 class OneHots(eqx.Module):
@@ -134,19 +144,26 @@ class Linear(eqx.Module):
 
     weight: Float[Array, "out in"]
     bias: Float[Array, " out"]
+    frozen: bool = eqx.field(static=True, default=False)
+    """Whether nothing is learned through it: see `lowered`."""
 
     @property
     def in_features(self) -> int:
         return self.weight.shape[1]
 
     def __call__(self, x: Input) -> Float[Array, "*b out"]:
+        return self.product(x).astype(self.bias.dtype) + self.bias
+
+    def product(self, x: Input) -> Float[Array, "*b out"]:
+        """x Wᵀ, without the bias, in the precision of the weight; so are the products of its gradient."""
         if jax.default_backend() != "cpu":  # where products are what is fast
-            return self.product(x).astype(self.bias.dtype) + self.bias
+            weight = _tiled(self.weight)
+            return (_flat(x, weight.shape[1], weight.dtype) @ weight.T)[..., : len(self.bias)]
         if isinstance(x, OneHots):
             x = Joined((x,))
         if not isinstance(x, Joined):
-            return self.product(x).astype(self.bias.dtype) + self.bias
-        total, at = self.bias, 0
+            return x.astype(self.weight.dtype) @ self.weight.T
+        total, at = jnp.zeros(()), 0
         for part in x.parts:
             size = part.size if isinstance(part, OneHots) else part.shape[-1]
             weight = self.weight[:, at : at + size].T
@@ -154,11 +171,6 @@ class Linear(eqx.Module):
             total = total + product.astype(self.bias.dtype)
             at += size
         return total
-
-    def product(self, x: Input) -> Float[Array, "*b out"]:
-        """x Wᵀ, without the bias, in the precision of the weight; so are the products of its gradient."""
-        weight = self.weight if jax.default_backend() == "cpu" else _tiled(self.weight)
-        return (_flat(x, weight.shape[1], weight.dtype) @ weight.T)[..., : len(self.bias)]
 
 
 def linear(in_size: int, out_size: int, key: PRNGKeyArray, gain: float = 1.0) -> Linear:
@@ -168,9 +180,10 @@ def linear(in_size: int, out_size: int, key: PRNGKeyArray, gain: float = 1.0) ->
     return Linear(scale * jax.random.truncated_normal(key, -2.0, 2.0, (out_size, in_size)), jnp.zeros(out_size))
 
 
-def lowered(tree: Any, precision: str) -> Any:
+def lowered(tree: Any, precision: str, frozen: bool = False) -> Any:
     """`tree` with the weights of all its linear layers in that precision, and on an accelerator as whole tiles. Inside
-    the function that is differentiated, so that gradients and parameters stay float32."""
+    the function that is differentiated, so that gradients and parameters stay float32. `frozen`: nothing is, and there
+    may be kernels that have no gradient."""
     tiled = jax.default_backend() != "cpu"
     if precision == "float32" and not tiled:
         return tree
@@ -179,6 +192,6 @@ def lowered(tree: Any, precision: str) -> Any:
         if not isinstance(node, Linear):
             return node
         weight = node.weight.astype(precision)
-        return eqx.tree_at(lambda layer: layer.weight, node, _tiled(weight) if tiled else weight)
+        return tree_of(Linear, weight=_tiled(weight) if tiled else weight, bias=node.bias, frozen=frozen)
 
     return jax.tree.map(lower, tree, is_leaf=lambda node: isinstance(node, Linear))

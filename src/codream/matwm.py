@@ -257,7 +257,7 @@ def train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[
 
 def imagine_for_agents(state: State, key: PRNGKeyArray, config: Config) -> Dream:
     """Trajectories that every agent imagines with its current policy, from uniformly drawn real contexts."""
-    model, actor = lowered((state.world_model, state.agents.actor), config.precision)
+    model, actor = lowered((state.world_model, state.agents.actor), config.precision, frozen=True)
     settings = config.agents
     assert settings.starts is not None
     assert settings.horizon is not None

@@ -22,8 +22,7 @@ from codream.envs import EnvSpec, HostEnv, TimeStep
 from codream.evaluation import as_host
 from codream.foresight import Foresight, foresight
 from codream.latents import two_hot_mean
-from codream.linear import dense
-from codream.nets import tree_of
+from codream.linear import dense, tree_of
 from codream.world_model import Hidden, Sequence, WorldModel
 
 __all__ = ["ModelQuality", "Recording", "measure", "record", "sequences_of"]

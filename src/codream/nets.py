@@ -6,7 +6,7 @@ Modules take one unbatched example; callers `vmap`.
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from codream import kernels
 from codream.attention import recall, reread
-from codream.linear import Input, Linear, linear
+from codream.linear import Input, Linear, linear, tree_of
 
-__all__ = ["CNN", "MLP", "DeconvCNN", "KVCache", "Transformer", "tree_of"]
-
-T = TypeVar("T", bound=eqx.Module)
+__all__ = ["CNN", "MLP", "DeconvCNN", "KVCache", "Transformer"]
 
 
 class MLP(eqx.Module):
@@ -52,21 +51,38 @@ class MLP(eqx.Module):
         self.out = linear(sizes[-1], out_size, out_key, out_gain)
 
     def __call__(self, x: Input) -> Float[Array, " out"]:
-        return self._after_first(self._first(x))
+        return self._after_first(self._layers[0].product(x))
 
     def rows(self, x: Input) -> Float[Array, "*b out"]:
         """The outputs of a batch, with any leading axes."""
-        y = self._first(x)
+        y = self._layers[0].product(x)
         return jax.vmap(self._after_first)(y.reshape(-1, y.shape[-1])).reshape(*y.shape[:-1], -1)
 
     @property
-    def _first(self) -> Linear:
-        return [*self.hidden, self.out][0]
+    def _layers(self) -> list[Linear]:
+        return [*self.hidden, self.out]
 
     def _after_first(self, y: Float[Array, " units"]) -> Float[Array, " out"]:
-        for norm, layer in zip(self.norms, [*self.hidden[1:], self.out], strict=False):
-            y = layer(jax.nn.silu(norm(y)))
-        return y
+        """From the first layer's product on."""
+        for norm, layer, following in zip(self.norms, self._layers, self._layers[1:], strict=False):
+            y = following.product(_normalised(norm, layer, y, silu=True)[0])
+        return y.astype(self.out.bias.dtype) + self.out.bias
+
+
+def _normalised(
+    norm: eqx.nn.RMSNorm | eqx.nn.Identity,
+    layer: Linear,
+    product: Float[Array, " size"],
+    x: Float[Array, " size"] | None = None,
+    silu: bool = False,
+) -> tuple[Float[Array, " size"], Float[Array, " size"]]:
+    """(norm(x), x) after the layer's output, whose product is given, has been added to x, or without an x is x. With
+    `silu` the first goes through SiLU as well, and the second is for nobody."""
+    if layer.frozen and isinstance(norm, eqx.nn.RMSNorm) and kernels.suits(len(product)):
+        return kernels.normed(product, layer.bias, norm.weight, x, norm.eps, silu)
+    y = product.astype(layer.bias.dtype) + layer.bias
+    x = y if x is None else x + y
+    return (jax.nn.silu(norm(x)) if silu else norm(x)), x
 
 
 def _halve(x: Float[Array, "h w c"]) -> Float[Array, "h2 w2 c16"]:
@@ -143,14 +159,6 @@ class DeconvCNN(eqx.Module):
         return x
 
 
-def tree_of(cls: type[T], **fields: Any) -> T:
-    """A module's tree with other leaves than it is annotated with, such as `vmap` axes. Runs no `__init__`."""
-    tree = object.__new__(cls)
-    for name, value in fields.items():
-        object.__setattr__(tree, name, value)
-    return tree
-
-
 class KVCache(eqx.Module):
     """Rotated keys and values of the last `size` tokens of one sequence, as a ring; one array per layer, in the
     precision of the weights that made them.
@@ -214,19 +222,23 @@ class Block(eqx.Module):
         self.down = linear(4 * size, size, k4, gain=0.5 / layers)
         self.heads = heads
 
-    def project(self, x: Float[Array, " size"]) -> Float[Array, "3 heads head"]:
-        """Query, key and value of one token, without `bias` and not rotated, in the precision of the weights."""
-        return self.qkv.product(self.norm1(x)).reshape(3, self.heads, -1)
+    def project(self, y: Float[Array, " size"]) -> Float[Array, "3 heads head"]:
+        """Query, key and value of a token after `norm1`, without `bias` and not rotated, in the weights' precision."""
+        return self.qkv.product(y).reshape(3, self.heads, -1)
 
     @property
     def bias(self) -> Float[Array, "3 heads head"]:
         """What is added to a query, a key and a value."""
         return self.qkv.bias.reshape(3, self.heads, -1)
 
-    def add(self, x: Float[Array, " size"], seen: Float[Array, "heads head"]) -> Float[Array, " size"]:
-        """The block's output for one token, with what attention has seen for it."""
-        x = x + self.out(seen.reshape(-1))
-        return x + self.down(jax.nn.silu(self.up(self.norm2(x))))
+    def add(
+        self, x: Float[Array, " size"], seen: Float[Array, "heads head"], norm: eqx.nn.RMSNorm
+    ) -> tuple[Float[Array, " size"], Float[Array, " size"]]:
+        """The block's output for one token, with what attention has seen for it; and that after the `norm` that follows
+        the block."""
+        y, x = _normalised(self.norm2, self.out, self.out.product(seen.reshape(-1)), x)
+        y, x = _normalised(norm, self.down, self.down.product(jax.nn.silu(self.up(y))), x)
+        return x, y
 
 
 class Transformer(eqx.Module):
@@ -241,6 +253,10 @@ class Transformer(eqx.Module):
         self.blocks = [Block(size, heads, layers, k) for k in jax.random.split(key, layers)]
         self.norm = eqx.nn.RMSNorm(size, use_bias=False)
         self.size, self.heads = size, heads
+
+    def _after(self, block: int) -> eqx.nn.RMSNorm:
+        """The norm that follows a block: the next one's, or the last."""
+        return self.blocks[block + 1].norm1 if block + 1 < len(self.blocks) else self.norm
 
     def empty_cache(self, size: int) -> KVCache:
         zeros = (jnp.zeros((self.heads, size, self.size // self.heads)),) * len(self.blocks)
@@ -285,10 +301,11 @@ class Transformer(eqx.Module):
         allowed = (time[:, None] >= time) & (segment[:, None] == segment) & (valid | (time[:, None] == time))
         turns = jnp.asarray(_turns(len(x), self.size // self.heads // 2))
         keys, values = [], []
+        y = jax.vmap(self.blocks[0].norm1)(x)
         for i, block in enumerate(self.blocks):
             first = since if i == len(self.blocks) - 1 else 0
-            seen, k, v = reread(jax.vmap(block.project)(x), block.bias, turns, allowed, room, first, remembered)
-            x = jax.vmap(block.add)(x[first:], seen)
+            seen, k, v = reread(jax.vmap(block.project)(y), block.bias, turns, allowed, room, first, remembered)
+            x, y = jax.vmap(block.add, in_axes=(0, 0, None))(x[first:], seen, self._after(i))
             keys.append(k)
             values.append(v)
         cache = KVCache(
@@ -297,7 +314,7 @@ class Transformer(eqx.Module):
             jnp.pad(valid & (segment == segment[-1]), (0, room)),
             jnp.asarray(len(time), jnp.int32),
         )
-        return jax.vmap(self.norm)(x), cache
+        return y.astype(x.dtype), cache
 
     def step(self, x: Float[Array, " size"], cache: KVCache) -> tuple[Float[Array, " size"], KVCache]:
         """Output for one more token, which sees the cache and itself."""
@@ -305,9 +322,10 @@ class Transformer(eqx.Module):
         valid = cache.valid | (jnp.arange(len(cache.valid)) == slot)
         turn = _turn(cache.position, self.size // self.heads // 2)
         all_keys, all_values = [], []
-        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            seen, keys, values = recall(block.project(x), block.bias, turn, slot, keys, values, cache.valid)
-            x = block.add(x, seen)
+        y = self.blocks[0].norm1(x)
+        for i, (block, keys, values) in enumerate(zip(self.blocks, cache.keys, cache.values, strict=True)):
+            seen, keys, values = recall(block.project(y), block.bias, turn, slot, keys, values, cache.valid)
+            x, y = block.add(x, seen, self._after(i))
             all_keys.append(keys)
             all_values.append(values)
-        return self.norm(x), KVCache(tuple(all_keys), tuple(all_values), valid, cache.position + 1)
+        return y.astype(x.dtype), KVCache(tuple(all_keys), tuple(all_values), valid, cache.position + 1)

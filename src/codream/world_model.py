@@ -20,8 +20,8 @@ from codream.config import WorldModelConfig
 from codream.envs import EnvSpec
 from codream.health import dead_classes
 from codream.latents import two_hot_loss, two_hot_mean, value_bins
-from codream.linear import Input, Linear, OneHots, joined, linear
-from codream.nets import MLP, KVCache, Transformer, tree_of
+from codream.linear import Input, Linear, OneHots, joined, linear, tree_of
+from codream.nets import MLP, KVCache, Transformer
 from codream.partners import TeammatePredictor, others_of
 from codream.representation import Latent, Representation, representation
 
