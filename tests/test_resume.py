@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Toy, arrays, assert_same, copy_until, tiny_config, toy_config
+from helpers import Toy, arrays, assert_same, copy_until, timeless, tiny_config, toy_config
 
 from codream import EnvironmentFailure, Run, RunError, TrainingDiverged, loop, train
 from codream.checkpoint import saved
@@ -16,11 +16,6 @@ from codream.envs import EnvSpec
 from codream.training import HostDriver
 
 _SPEC = EnvSpec("mpe2:simple_tag_v3", ("a", "b"), ((1,), (1,)), (2, 2))
-
-
-def timeless(run: Run) -> list[dict[str, float]]:
-    clocks = ("seconds", "steps_per_second", "checkpoint/")
-    return [{name: x for name, x in line.items() if not name.startswith(clocks)} for line in run.metrics()]
 
 
 def test_host_run_resumed_at_an_episodes_end_equals_the_uninterrupted_one(host_run: Run, runs: Path) -> None:
