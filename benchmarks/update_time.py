@@ -1,12 +1,14 @@
 """Time of every part of training beside its floor, for a preset or a middling configuration on this machine.
 
     python benchmarks/update_time.py [--preset paper] [--sizes middling] [--repeats 5] [--seconds 300] [--out FILE]
+        [--steps-only]
 
 Prints the time per world-model update, imagination, update of all agents, acting step, and environment step with
 everything that it buys; beside each what the device's measured matrix rate and memory bandwidth allow at best
 (docs/performance.md); an environment step of training itself; imagined steps per second; memory.
 `--sizes middling`: the preset with hidden 128, 2 layers, 4 heads, latent 16 × 16, world-model batch 16 × 32, 128 starts
 × 12 steps.
+`--steps-only`: nothing but an environment step of training itself.
 Machines are noisy: times are medians, with the fastest beside, `--clock cpu` counts the process's own time
 (on one core) instead of the wall's; no part is repeated for longer than its share of `--seconds`.
 """
@@ -33,7 +35,7 @@ from codream import Config, matwm
 from codream.compiled import Compiled
 from codream.cost import Cost, update_cost
 from codream.flops import count_flops, matrix_rate, memory_rate
-from codream.memory import give_back
+from codream.memory import cuda_gives, give_back
 from codream.mesh import placed
 from codream.runs import device
 from codream.training import HostDriver, driver_for
@@ -175,8 +177,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300, help="about as long in all, compiling apart")
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--steps-only", action="store_true", help="only environment steps of training itself")
     parser.add_argument("--trace", type=Path, help="folder for a trace of three steps of training (jax.profiler)")
     args = parser.parse_args()
+    cuda_gives()
 
     config = configured(args)
     env: Any = codream.make_env(args.env, num_envs=config.num_envs)
@@ -184,6 +188,41 @@ def main() -> None:
     driver = driver_for(env, config)
     runner, host = filled(env, config, driver)
     runner = placed(runner, args.devices)
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        """At once, so that what was measured is known even where time ends."""
+        print(line, flush=True)
+        lines.append(line)
+        if args.out:
+            args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    if args.steps_only:
+        say(f"{setting(args)}\n\n| part | mean ms | | | | | | |\n|---|---|---|---|---|---|---|---|")
+    else:
+        times = parts_of_a_step(args, env, config, driver, runner, host, say)
+    for ahead in (False, True) if isinstance(driver, HostDriver) else (False,):
+        real = in_training(driver, runner, args, ahead)
+        which = ", `--async-collect`" if ahead else ""
+        say(f"| **environment step of training itself{which}** | **{real * 1e3:.2f}** | | | | | | |")
+    imagined = env.spec.num_agents * (config.agents.starts or 0) * (config.agents.horizon or 0)
+    speed = "" if args.steps_only else f", {imagined / times['update of all agents'][0]:,.0f} a second"
+    say(
+        f"\n{imagined:,} imagined steps per update of all agents{speed}; {config.total_steps:,} environment steps take "
+        f"{config.total_steps * real / 60:.1f} minutes. Memory: {memory()}{held()}."
+    )
+
+
+def parts_of_a_step(
+    args: argparse.Namespace,
+    env: Any,
+    config: Config,
+    driver: Any,
+    runner: Any,
+    host: float,
+    say: Callable[[str], None],
+) -> dict[str, tuple[float, float, float]]:
+    """Median, least and first seconds of every part by itself, written as a table."""
     key = jax.random.key(1)
     parts = {
         "world-model update": Part(lambda s, k: matwm.train_world_model(s, k, config), runner.state, key, learns=True),
@@ -209,21 +248,8 @@ def main() -> None:
     rates.append((matrix_rate(dtype=args.precision, clock=clock), memory_rate(clock=clock)))
     rate, bandwidth = (max(pair) for pair in zip(*rates, strict=True))
     del parts
-    text = table(args, config, times, floor, (rate, bandwidth), host)
-    for ahead in (False, True) if isinstance(driver, HostDriver) else (False,):
-        real = in_training(driver, runner, args, ahead)
-        which = ", `--async-collect`" if ahead else ""
-        text += f"\n| **environment step of training itself{which}** | **{real * 1e3:.2f}** | | | | | | |"
-    starts, horizon = config.agents.starts or 0, config.agents.horizon or 0
-    imagined = env.spec.num_agents * starts * horizon
-    text += (
-        f"\n\n{imagined:,} imagined steps per update of all agents, "
-        f"{imagined / times['update of all agents'][0]:,.0f} a second; {config.total_steps:,} environment steps take "
-        f"{config.total_steps * real / 60:.1f} minutes. Memory: {memory()}{held()}."
-    )
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
+    say(table(args, config, times, floor, (rate, bandwidth), host))
+    return times
 
 
 def step_time(seconds: dict[str, float], config: Config, host: float) -> float:
@@ -240,6 +266,15 @@ def held() -> str:
     return f", of the device {stats['peak_bytes_in_use'] / 2**30:.2f} GiB" if "peak_bytes_in_use" in stats else ""
 
 
+def setting(args: argparse.Namespace) -> str:
+    """What is measured, where and how."""
+    return (
+        f"{args.preset}{', middling sizes' if args.sizes == 'middling' else ''}, {args.env}, {args.precision}, "
+        f"{device()}, {f'on {args.devices} devices, ' if args.devices > 1 else ''}jax {jax.__version__}; "
+        f"{args.clock} clock"
+    )
+
+
 def table(
     args: argparse.Namespace,
     config: Config,
@@ -249,10 +284,7 @@ def table(
     host: float,
 ) -> str:
     lines = [
-        f"{args.preset}{', middling sizes' if args.sizes == 'middling' else ''}, {args.env}, {device()}, "
-        f"{f'on {args.devices} devices, ' if args.devices > 1 else ''}"
-        f"jax {jax.__version__}; measured matrix rate {rates[0] / 1e9:.0f} GFLOP/s ({args.precision}), memory "
-        f"{rates[1] / 1e9:.1f} GB/s; {args.clock} clock",
+        f"{setting(args)}; measured matrix rate {rates[0] / 1e9:.0f} GFLOP/s, memory {rates[1] / 1e9:.1f} GB/s",
         "",
         "| part | median ms | least ms | floor ms | share of the matrix rate | GFLOP | GB | first call, s |",
         "|---|---|---|---|---|---|---|---|",

@@ -58,13 +58,13 @@ def test_the_environment_steps_before_learning_is_waited_for(monkeypatch: pytest
         def noted(name: str, function: Any) -> Any:
             return lambda *given: (order.append(name), function(*given))[1]
 
-        for name in ("_learn", "_choose", "_choose_after"):
+        for name in ("_learn", "_choose"):
             setattr(self, name, noted(name, getattr(self, name)))
 
     monkeypatch.setattr(HostDriver, "__init__", watched)
     config = toy_config(async_collect=True, total_steps=24, warmup=1_000)
     train(config, env=Toy, name="order", root=runs, progress=False)
-    assert order[:5] == ["_choose", "_choose_after", "_learn", "_choose_after", "_learn"]
+    assert order[:5] == ["_choose", "_choose", "_learn", "_choose", "_learn"]
 
 
 @pytest.mark.parametrize("async_collect", [False, True])

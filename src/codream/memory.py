@@ -1,4 +1,4 @@
-"""Memory that was freed goes back to the system. For glibc, which keeps it otherwise; elsewhere nothing happens."""
+"""Memory: what was freed goes back to the system (of glibc, which keeps it otherwise), and a GPU's is CUDA's to give."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-__all__ = ["give_back", "give_back_large"]
+__all__ = ["cuda_gives", "give_back", "give_back_large"]
 
 LARGE = 2**20
 """Bytes from which a piece of memory is the system's own, and goes back to it when it is freed."""
@@ -36,3 +37,13 @@ def give_back_large() -> None:
     option = _of_glibc("mallopt")
     if option is not None and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         option(_M_MMAP_THRESHOLD, LARGE)
+
+
+def cuda_gives(devices: Path = Path("/dev")) -> None:
+    """On an NVIDIA GPU, memory comes from CUDA's own pool. To be called before JAX computes.
+
+    XLA's allocator gives a program other places for the same temporary numbers from step to step, and a graph of a
+    thousand kernels is then told all addresses anew. XLA_PYTHON_CLIENT_ALLOCATOR in the environment comes first.
+    """
+    if any(devices.glob("nvidia[0-9]*")):
+        os.environ.setdefault("XLA_PYTHON_CLIENT_ALLOCATOR", "cuda_async")

@@ -105,16 +105,12 @@ class HostDriver:
         self.counts_updates = jax.default_backend() != "cpu" and algorithm(config).updates_due is not None
         self._seeds = jax.jit(jax.vmap(lambda key: jax.random.randint(key, (), 0, 2**31 - 1)))
 
-        def chosen(runner: Runner) -> tuple[Choice, Any]:
-            choice = choose(runner, config)
+        def chosen(here: TimeStep, memory: Any, key: PRNGKeyArray, runner: Runner) -> tuple[Choice, Any]:
+            """Where the copies stand, what acting agents remember and the key may be ahead of the runner."""
+            choice = choose(Runner(runner.state, memory, here, None, runner.episode_return, key), config)
             return choice, (choice.action, self._seeds(choice.env_keys))
 
-        def chosen_after(there: TimeStep, choice: Choice, runner: Runner) -> tuple[Choice, Any]:
-            """Of what comes after `choice`, before `runner` has learned from it."""
-            seen = Runner(runner.state, choice.memory, there, None, runner.episode_return, choice.key)
-            return chosen(seen)
-
-        self._choose, self._choose_after = Compiled(chosen), Compiled(chosen_after)
+        self._choose = Compiled(chosen)
 
         @cache
         def learner(due: tuple[int, int] | None) -> Compiled:
@@ -141,7 +137,7 @@ class HostDriver:
         """
         if self._resting and not self.whole(runner):
             raise ValueError("a run on a host environment can only go on from where all its copies' episodes end")
-        choice, wanted = self._chosen or self._choose(runner)
+        choice, wanted = self._chosen or self._choose(runner.here, runner.memory, runner.key, runner)
         if self._steps is None:
             self._count(runner)
         action, seeds = jax.device_get(wanted)
@@ -151,7 +147,7 @@ class HostDriver:
         due = self._stepped(there)
         there = jax.device_put(there, may_alias=False)
         if self.config.async_collect:
-            self._chosen = self._choose_after(there, choice, runner)
+            self._chosen = self._choose(there, choice.memory, choice.key, runner)
         return self._learn(due, choice, there, runner)
 
     def _count(self, runner: Runner) -> None:
