@@ -186,5 +186,5 @@ def as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is traced from here on is what a GPU would get; its kernels are interpreted."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(kernels, "_ampere", lambda device: True)
-    for name in set(kernels.__all__) - {"suits"}:
+    for name in set(kernels.__all__) - {"fits", "suits"}:
         monkeypatch.setattr(kernels, name, partial(getattr(kernels, name), interpret=True))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-__all__ = ["draw", "flat", "normed", "recall", "reread", "suits"]
+__all__ = ["draw", "fits", "flat", "normed", "normed_gradient", "recall", "reread", "suits"]
 
 NUMBERS = 512
 """That a warp of threads works on at once: 16 in each thread."""
@@ -211,6 +211,66 @@ def normed(
     shapes = [jax.ShapeDtypeStruct(product.shape, product.dtype)] + ([] if silu else [bias])
     out = _called("normed", kernel, shapes, len(product), interpret, *given)
     return out[0], out[-1]
+
+
+def normed_gradient(
+    product: Float[Array, "rows size"],
+    bias: Float[Array, " size"],
+    scale: Float[Array, " size"],
+    grad: Float[Array, "rows size"],
+    eps: float,
+    interpret: bool = False,
+) -> tuple[Float[Array, "rows size"], Float[Array, " size"], Float[Array, " size"]]:
+    """Gradients of product, bias and scale, given that of what `normed` makes of rows with SiLU. `fits` says of how
+    many."""
+    from jax.experimental import pallas
+
+    rows, size = product.shape
+    each = _rows_each(rows)
+
+    def kernel(product_ref: Any, bias_ref: Any, scale_ref: Any, grad_ref: Any, *out_refs: Any) -> None:
+        to_product_ref, to_bias_ref, to_scale_ref = out_refs
+        bias, scale = bias_ref[...][None], scale_ref[...][None]
+        first = pallas.program_id(0) * each
+
+        def tile(i: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+            at = pallas.ds(first + i * TILE, TILE)
+            x = product_ref[at, :].astype(jnp.float32) + bias
+            inverse = jax.lax.rsqrt(jnp.sum(x * x, axis=1) / size + eps)[:, None]
+            x = x * inverse
+            y = x * scale
+            sigmoid = 1 / (1 + jnp.exp(-y))
+            to_y = grad_ref[at, :].astype(jnp.float32) * sigmoid * (1 + y * (1 - sigmoid))
+            to_x = to_y * scale
+            to_product = inverse * (to_x - x * (jnp.sum(to_x * x, axis=1) / size)[:, None])
+            to_product_ref[at, :] = to_product.astype(to_product_ref.dtype)
+            return sums[0] + to_product, sums[1] + to_y * x
+
+        zeros = jnp.zeros((TILE, size), jnp.float32)
+        to_bias, to_scale = jax.lax.fori_loop(0, each // TILE, tile, (zeros, zeros))
+        to_bias_ref[pallas.program_id(0), :] = jnp.sum(to_bias, axis=0)
+        to_scale_ref[pallas.program_id(0), :] = jnp.sum(to_scale, axis=0)
+
+    part = jax.ShapeDtypeStruct((rows // each, size), bias.dtype)
+    shapes = [jax.ShapeDtypeStruct(product.shape, product.dtype), part, part]
+    given = product, bias, scale, grad
+    numbers = NUMBERS * 4
+    found = _called("normed_gradient", kernel, shapes, numbers, interpret, *given, grid=(rows // each,))
+    return found[0], jnp.sum(found[1], axis=0), jnp.sum(found[2], axis=0)
+
+
+TILE = 8
+"""Rows of which a gradient is computed at once."""
+
+
+def fits(rows: int) -> bool:
+    """Whether `normed_gradient` can be of so many rows."""
+    return rows % TILE == 0
+
+
+def _rows_each(rows: int) -> int:
+    """Rows of one program: up to 64, as many in each."""
+    return next(n for n in (64, 32, 16, TILE) if rows % n == 0)
 
 
 def flat(

@@ -1,4 +1,4 @@
-"""Memory: what was freed goes back to the system (of glibc, which keeps it otherwise), and a GPU's is CUDA's to give."""
+"""Memory: what was freed goes back to the system (glibc would keep it), and a GPU's is CUDA's to give."""
 
 from __future__ import annotations
 

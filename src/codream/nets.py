@@ -6,6 +6,7 @@ Modules take one unbatched example; callers `vmap`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -14,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from codream import kernels
 from codream.attention import recall, reread
 from codream.linear import Input, Linear, linear, tree_of
+from codream.normalisation import activated, normalised
 
 __all__ = ["CNN", "MLP", "DeconvCNN", "KVCache", "Transformer"]
 
@@ -51,38 +52,18 @@ class MLP(eqx.Module):
         self.out = linear(sizes[-1], out_size, out_key, out_gain)
 
     def __call__(self, x: Input) -> Float[Array, " out"]:
-        return self._after_first(self._layers[0].product(x))
+        return self._through(x, lambda norm, layer, product: normalised(norm, layer, product, silu=True)[0])
 
     def rows(self, x: Input) -> Float[Array, "*b out"]:
         """The outputs of a batch, with any leading axes."""
-        y = self._layers[0].product(x)
-        return jax.vmap(self._after_first)(y.reshape(-1, y.shape[-1])).reshape(*y.shape[:-1], -1)
+        return self._through(x, activated)
 
-    @property
-    def _layers(self) -> list[Linear]:
-        return [*self.hidden, self.out]
-
-    def _after_first(self, y: Float[Array, " units"]) -> Float[Array, " out"]:
-        """From the first layer's product on."""
-        for norm, layer, following in zip(self.norms, self._layers, self._layers[1:], strict=False):
-            y = following.product(_normalised(norm, layer, y, silu=True)[0])
-        return y.astype(self.out.bias.dtype) + self.out.bias
-
-
-def _normalised(
-    norm: eqx.nn.RMSNorm | eqx.nn.Identity,
-    layer: Linear,
-    product: Float[Array, " size"],
-    x: Float[Array, " size"] | None = None,
-    silu: bool = False,
-) -> tuple[Float[Array, " size"], Float[Array, " size"]]:
-    """(norm(x), x) after the layer's output, whose product is given, has been added to x, or without an x is x. With
-    `silu` the first goes through SiLU as well, and the second is for nobody."""
-    if layer.frozen and isinstance(norm, eqx.nn.RMSNorm) and kernels.suits(len(product)):
-        return kernels.normed(product, layer.bias, norm.weight, x, norm.eps, silu)
-    y = product.astype(layer.bias.dtype) + layer.bias
-    x = y if x is None else x + y
-    return (jax.nn.silu(norm(x)) if silu else norm(x)), x
+    def _through(self, x: Input, activated: Callable[..., Array]) -> Float[Array, "*b out"]:
+        layers = [*self.hidden, self.out]
+        product = layers[0].product(x)
+        for norm, layer, following in zip(self.norms, layers, layers[1:], strict=False):
+            product = following.product(activated(norm, layer, product))
+        return product.astype(self.out.bias.dtype) + self.out.bias
 
 
 def _halve(x: Float[Array, "h w c"]) -> Float[Array, "h2 w2 c16"]:
@@ -236,8 +217,8 @@ class Block(eqx.Module):
     ) -> tuple[Float[Array, " size"], Float[Array, " size"]]:
         """The block's output for one token, with what attention has seen for it; and that after the `norm` that follows
         the block."""
-        y, x = _normalised(self.norm2, self.out, self.out.product(seen.reshape(-1)), x)
-        y, x = _normalised(norm, self.down, self.down.product(jax.nn.silu(self.up(y))), x)
+        y, x = normalised(self.norm2, self.out, self.out.product(seen.reshape(-1)), x)
+        y, x = normalised(norm, self.down, self.down.product(jax.nn.silu(self.up(y))), x)
         return x, y
 
 

@@ -3,6 +3,7 @@
 from functools import partial
 from types import SimpleNamespace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from codream import kernels
 from codream.attention import recall, reread
 from codream.latents import sample_index
 from codream.linear import OneHots, joined, linear
-from codream.nets import _turn, _turns
+from codream.nets import MLP, _turn, _turns
 
 CLOSE = {"float32": {"rtol": 1e-4, "atol": 2e-5}, "bfloat16": {"rtol": 2e-2, "atol": 2e-2}}
 ROWS = 3
@@ -130,3 +131,17 @@ def test_the_same_classes_are_drawn(share, request):
     there = drawn(keys, logits)
     assert (here == there).mean() > 0.99  # but for what lies on a border
     assert share or (there[:, :8] < 5).all()
+
+
+@pytest.mark.parametrize(("rows", "used"), [(192, True), (24, True), (20, False)])
+def test_an_mlp_of_rows_and_its_gradient(rows, used, request):
+    net = MLP(5, 3, 16, 2, jax.random.key(0))
+    net = eqx.tree_at(lambda net: [norm.weight for norm in net.norms], net, [normal(i, "float32", 16) for i in (5, 6)])
+    x, wanted = normal(1, "float32", 2, rows, 5), normal(2, "float32", 2, rows, 3)
+    loss = lambda net, x: jnp.sum(wanted * jax.vmap(net.rows)(x))  # noqa: E731
+    expected = jax.value_and_grad(loss, (0, 1))(net, x)
+    request.getfixturevalue("gpu")
+    assert ("normed_gradient" in str(jax.make_jaxpr(jax.grad(loss))(net, x))) == used
+    found = jax.value_and_grad(loss, (0, 1))(net, x)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
