@@ -58,19 +58,13 @@ def recall(
     No gradient passes.
     """
 
-    def plainly(*given: Array) -> tuple[Array, ...]:
-        qkv, bias, turn, slot, keys, values, valid = given
-        q, k, v = qkv + bias
-        q, k, v = (x.astype(qkv.dtype) for x in (rotate(q, turn), rotate(k, turn), v))
-        keys, values = _put(1)(keys, k, slot), _put(1)(values, v, slot)
-        return attention(q, keys, values, valid | (jnp.arange(len(valid)) == slot)), keys, values
-
-    def kernel(*given: Array) -> tuple[Array, ...]:
-        seen, keys, values = kernels.recall(*given)
+    if _suits(*qkv.shape[1:], time=len(valid)):
+        seen, keys, values = kernels.recall(qkv, bias, turn, slot, keys, values, valid)
         return seen.astype(jnp.float32), keys, values
-
-    here = _suits(*qkv.shape[1:], time=len(valid))
-    return (kernel if here else plainly)(qkv, bias, turn, slot, keys, values, valid)
+    q, k, v = qkv + bias
+    q, k, v = (x.astype(qkv.dtype) for x in (rotate(q, turn), rotate(k, turn), v))
+    keys, values = _put(1)(keys, k, slot), _put(1)(values, v, slot)
+    return attention(q, keys, values, valid | (jnp.arange(len(valid)) == slot)), keys, values
 
 
 def reread(
@@ -85,20 +79,16 @@ def reread(
     """`attention` of the tokens from `since` on, each of which may attend to itself and the others where allowed; and
     the memory of all, with room for more. `remembered`: whether it is the memory that is wanted, and no gradient."""
 
-    def plainly(qkv: Array, bias: Array, turns: Array, allowed: Array) -> tuple[Array, ...]:
-        q = jax.vmap(rotate)(qkv[since:, 0] + bias[0], turns[since:])
-        k, v = jax.vmap(rotate, out_axes=1)(qkv[:, 1] + bias[1], turns), jnp.moveaxis(qkv[:, 2] + bias[2], 0, 1)
-        q, k, v = (x.astype(qkv.dtype) for x in (q, k, v))
-        seen = jax.vmap(attention, in_axes=(0, None, None, 0))(q, k, v, allowed[since:])
-        return seen, *(jnp.pad(x, ((0, 0), (0, room), (0, 0))) for x in (k, v))
-
-    def kernel(qkv: Array, bias: Array, turns: Array, allowed: Array) -> tuple[Array, ...]:
+    if remembered and _suits(*qkv.shape[2:], time=len(qkv) + room):
         before = jnp.arange(len(qkv))[:, None] < since
         seen, keys, values = kernels.reread(qkv, bias, turns, allowed & ~before, room)
         return seen[since:].astype(jnp.float32), keys, values
-
-    here = remembered and _suits(*qkv.shape[2:], time=len(qkv) + room)
-    return (kernel if here else plainly)(qkv, bias, turns, allowed)
+    q = jax.vmap(rotate)(qkv[since:, 0] + bias[0], turns[since:])
+    k, v = jax.vmap(rotate, out_axes=1)(qkv[:, 1] + bias[1], turns), jnp.moveaxis(qkv[:, 2] + bias[2], 0, 1)
+    q, k, v = (x.astype(qkv.dtype) for x in (q, k, v))
+    seen = jax.vmap(attention, in_axes=(0, None, None, 0))(q, k, v, allowed[since:])
+    pad = ((0, 0), (0, room), (0, 0))
+    return seen, jnp.pad(k, pad), jnp.pad(v, pad)
 
 
 def _suits(heads: int, head: int, time: int) -> bool:

@@ -31,6 +31,7 @@ def normalised(
     """(norm(x), x) after the layer's output, whose product is given, has been added to x, or without an x is x. With
     `silu` the first goes through SiLU as well, and the second is for nobody."""
     if layer.frozen and isinstance(norm, eqx.nn.RMSNorm) and kernels.suits(len(product)):
+        assert norm.weight is not None
         return kernels.normed(product, layer.bias, norm.weight, x, norm.eps, silu)
     x = _plus(product, layer.bias) if x is None else x + _biased(product, layer.bias)
     return (jax.nn.silu(norm(x)) if silu else norm(x)), x
@@ -40,7 +41,8 @@ def activated(norm: Norm, layer: Linear, product: Float[Array, "*b size"]) -> Fl
     """The first of `normalised` with SiLU, of a batch with any leading axes."""
     rows = product.reshape(-1, product.shape[-1])
     if isinstance(norm, eqx.nn.RMSNorm) and kernels.suits(rows.shape[1]) and kernels.fits(len(rows)):
-        y = _at_once(rows, layer.bias, norm.weight, norm.eps)
+        assert norm.weight is not None
+        y: Any = _at_once(rows, layer.bias, norm.weight, norm.eps)
     else:
         y = jax.vmap(lambda row: normalised(norm, layer, row, silu=True)[0])(rows)
     return y.reshape(product.shape)
@@ -51,11 +53,15 @@ def _at_once(product: Array, bias: Array, scale: Array, eps: float) -> Array:
     return jax.vmap(lambda row: kernels.normed(row, bias, scale, None, eps, True)[0])(product)
 
 
-def _at_once_backward(eps: float, given: tuple[Array, ...], grad: Array) -> tuple[Array, ...]:
+def _at_once_forward(product: Array, bias: Array, scale: Array, eps: float) -> tuple[Array, tuple[Array, ...]]:
+    return _at_once(product, bias, scale, eps), (product, bias, scale)
+
+
+def _at_once_backward(eps: float, given: tuple[Array, Array, Array], grad: Array) -> tuple[Array, ...]:
     return kernels.normed_gradient(*given, grad, eps)
 
 
-_at_once.defvjp(lambda *given: (_at_once(*given), given[:3]), _at_once_backward)
+_at_once.defvjp(_at_once_forward, _at_once_backward)
 
 
 def _biased(product: Float[Array, " size"], bias: Float[Array, " size"]) -> Float[Array, " size"]:

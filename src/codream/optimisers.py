@@ -31,10 +31,10 @@ def norm(tree: Any) -> Float[Array, ""]:
 def clip(most: float) -> optax.GradientTransformation:
     """Scales gradients whose norm is larger down to `most`. NaN where one is not finite."""
 
-    def update(grads: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        scale = jnp.minimum(1.0, most / norm(grads))
-        return jax.tree.map(lambda x: x * scale, grads), state
+        scale = jnp.minimum(1.0, most / norm(updates))
+        return jax.tree.map(lambda x: x * scale, updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
