@@ -6,8 +6,9 @@ They take one example; `vmap` makes a program of each. What they are measured ag
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,19 +43,19 @@ def recall(
     interpret: bool = False,
 ) -> Remembered:
     """`codream.attention.recall`. Keys and values are written in place; what is not valid is not read."""
-    size, time = keys.shape[2], keys.shape[1]
+    time = keys.shape[1]
 
     def kernel(*refs: Any) -> None:
         qkv_ref, bias_ref, turn_ref, slot_ref, keys_ref, values_ref, valid_ref, out_ref, *new_refs = refs
-        slot, turn = slot_ref[0], (turn_ref[0], turn_ref[1])
-        query, key, value = _token(qkv_ref, bias_ref, turn, keys.dtype)
-        _store(new_refs, slot, key, value)
-        seen = _Seen.first(query, key, value)
-        for t in range(time):
-            here = valid_ref[t] & (slot != t)
-            key, value = _halves(keys_ref, size, here, _ALL, t), _load(values_ref, here, _ALL, t, _ALL)
-            seen = seen.and_also(key, value, here)
-        out_ref[...] = seen.mean().astype(out_ref.dtype)
+        slot, turn = slot_ref[0], (turn_ref[0][None], turn_ref[1][None])
+        query, *own = _token(qkv_ref, bias_ref, turn, keys.dtype)
+        for ref, x in zip(new_refs, own, strict=True):
+            _write(ref, x, _ALL, slot)
+
+        def remembered(t: int) -> tuple[Halves, Halves]:
+            return _halves(keys_ref, _ALL, t), _halves(values_ref, _ALL, t)
+
+        _write(out_ref, _attended(query, *own, time, lambda t: valid_ref[t] & (slot != t), remembered), _ALL)
 
     shapes = [jax.ShapeDtypeStruct(x.shape, values.dtype) for x in (qkv[0], keys, values)]
     given = qkv, bias, turn, slot[None], keys, values, valid
@@ -77,17 +78,19 @@ def reread(
     def kernel(qkv_ref: Any, bias_ref: Any, turns_ref: Any, allowed_ref: Any, out_ref: Any, *memory_refs: Any) -> None:
         now = pallas.program_id(0)
         turn = lambda t: (turns_ref[t, 0], turns_ref[t, 1])  # noqa: E731
-        query, key, value = _token(qkv_ref, bias_ref, turn(now), qkv.dtype, None, now)
-        _store(memory_refs, now, key, value)
-        seen = _Seen.first(query, key, value)
-        for t in range(time):
-            here = allowed_ref[now, t] & (now != t)
-            _, key, value = _token(qkv_ref, bias_ref, turn(t), qkv.dtype, here, t)
-            seen = seen.and_also(key, value, here)
-        out_ref[now] = seen.mean().astype(out_ref.dtype)
+        query, *own = _token(qkv_ref, bias_ref, turn(now), qkv.dtype, now)
+        for ref, x in zip(memory_refs, own, strict=True):
+            _write(ref, x, _ALL, now)
+
+        def other(t: int) -> tuple[Halves, Halves]:
+            return _token(qkv_ref, bias_ref, turn(t), qkv.dtype, t)[1:]
+
+        _write(out_ref, _attended(query, *own, time, lambda t: allowed_ref[now, t] & (now != t), other), now, _ALL)
 
     memory = jax.ShapeDtypeStruct((heads, time + room, size), qkv.dtype)
     shapes = [jax.ShapeDtypeStruct((time, heads, size), qkv.dtype), memory, memory]
+    # For every head, as in the kernel threads would have to wait for each other to share them.
+    turns = jnp.broadcast_to(turns[:, :, None], (time, 2, heads, size // 2))
     return _called("reread", kernel, shapes, heads * size, interpret, qkv, bias, turns, allowed, grid=(time,))
 
 
@@ -95,75 +98,71 @@ Remembered = tuple[Float[Array, "heads head"], Float[Array, "heads time head"], 
 Halves = tuple[Float[Array, "heads half"], Float[Array, "heads half"]]
 
 
-class _Seen(NamedTuple):
-    """The softmax as it goes (Milakov and Gimelshein 2018, arXiv:1805.02867, algorithm 3)."""
+def _attended(
+    query: Halves,
+    key: Halves,
+    value: Halves,
+    time: int,
+    allowed: Callable[[int], Bool[Array, ""]],
+    token: Callable[[int], tuple[Halves, Halves]],
+) -> Halves:
+    """Attention of a token to itself and to those of `time` that are allowed; the others' keys and values are not read.
 
-    query: Halves
-    top: Float[Array, " heads"]
-    total: Float[Array, " heads"]
-    values: Float[Array, "heads head"]
+    The softmax as it goes (Milakov and Gimelshein 2018, arXiv:1805.02867, algorithm 3).
+    """
+    scale = 1 / math.sqrt(2 * value[0].shape[1])
+    a, b = (x.astype(jnp.float32) * scale for x in query)
 
-    @staticmethod
-    def first(query: Halves, key: Halves, value: Float[Array, "heads head"]) -> _Seen:
-        """Of a token that may be seen whatever else may."""
-        scale = 1 / math.sqrt(value.shape[1])
-        query = query[0].astype(jnp.float32) * scale, query[1].astype(jnp.float32) * scale
-        score = _product(query, key)
-        return _Seen(query, score, jnp.ones_like(score), value.astype(jnp.float32))
+    def score(key: Halves) -> Float[Array, " heads"]:
+        return jnp.sum(a * key[0].astype(jnp.float32) + b * key[1].astype(jnp.float32), axis=-1)
 
-    def and_also(self, key: Halves, value: Float[Array, "heads head"], here: Bool[Array, ""]) -> _Seen:
-        score = jnp.where(here, _product(self.query, key), -1e30)
-        top = jnp.maximum(self.top, score)
-        kept, weight = jnp.exp(self.top - top), jnp.exp(score - top)
-        values = self.values * kept[:, None] + weight[:, None] * value.astype(jnp.float32)
-        return _Seen(self.query, top, self.total * kept + weight, values)
+    def also(t: int, seen: tuple[Array, ...]) -> tuple[Array, ...]:
+        top, total, *values = seen
+        key, value = token(t)
+        new = score(key)
+        higher = jnp.maximum(top, new)
+        kept, weight = jnp.exp(top - higher), jnp.exp(new - higher)
+        more = (x * kept[:, None] + weight[:, None] * y.astype(jnp.float32) for x, y in zip(values, value, strict=True))
+        return higher, total * kept + weight, *more
 
-    def mean(self) -> Float[Array, "heads head"]:
-        return self.values / self.total[:, None]
-
-
-def _product(query: Halves, key: Halves) -> Float[Array, " heads"]:
-    return jnp.sum(query[0] * key[0].astype(jnp.float32) + query[1] * key[1].astype(jnp.float32), axis=-1)
+    first = score(key)
+    seen = first, jnp.ones_like(first), *(x.astype(jnp.float32) for x in value)
+    for t in range(time):
+        seen = jax.lax.cond(allowed(t), partial(also, t), lambda seen: seen, seen)
+    _, total, left, right = seen
+    return left / total[:, None], right / total[:, None]
 
 
 def _token(
-    qkv_ref: Any, bias_ref: Any, turn: tuple[Array, Array], dtype: Any, here: Any = None, *place: Any
-) -> tuple[Halves, Halves, Float[Array, "heads head"]]:
+    qkv_ref: Any, bias_ref: Any, turn: tuple[Array, Array], dtype: Any, *place: Any
+) -> tuple[Halves, Halves, Halves]:
     """Rotated query, rotated key and value of the token at `place`."""
+    cos, sin = turn
+
+    def biased(part: int) -> Halves:
+        (a, b), (c, d) = _halves(qkv_ref, *place, part, _ALL), _halves(bias_ref, part, _ALL)
+        return a.astype(jnp.float32) + c, b.astype(jnp.float32) + d
 
     def rotated(part: int) -> Halves:
-        x, bias = _halves(qkv_ref, size, here, *place, part, _ALL), _halves(bias_ref, size, None, part, _ALL)
-        a, b = (x[i].astype(jnp.float32) + bias[i] for i in range(2))
-        cos, sin = turn[0][None], turn[1][None]
+        a, b = biased(part)
         return (a * cos - b * sin).astype(dtype), (b * cos + a * sin).astype(dtype)
 
-    size = bias_ref.shape[2]
-    value = _load(qkv_ref, here, *place, 2, _ALL, _ALL).astype(jnp.float32) + bias_ref[2]
-    return rotated(0), rotated(1), value.astype(dtype)
+    a, b = biased(2)
+    return rotated(0), rotated(1), (a.astype(dtype), b.astype(dtype))
 
 
 _ALL = slice(None)
 
 
-def _halves(ref: Any, size: int, here: Any, *place: Any) -> Halves:
-    """Both halves of what the last axis holds at `place`, as a rotation needs them."""
-    half = size // 2
-    return _load(ref, here, *place, slice(0, half)), _load(ref, here, *place, slice(half, size))
+def _halves(ref: Any, *place: Any) -> Halves:
+    """Both halves of what the last axis holds at `place`: a rotation needs them, and what goes with its result."""
+    half = ref.shape[-1] // 2
+    return ref[*place, :half], ref[*place, half:]
 
 
-def _load(ref: Any, here: Any, *place: Any) -> Array:
-    """What is at `place`; where not `here`, zeros, and nothing is read."""
-    from jax.experimental.pallas import triton
-
-    at = ref.at[tuple(jnp.int32(i) if isinstance(i, int) else i for i in place)]
-    return at[...] if here is None else triton.load(at, mask=jnp.broadcast_to(here, at.shape), other=0.0)
-
-
-def _store(refs: Any, slot: Any, key: Halves, value: Float[Array, "heads head"]) -> None:
-    """Into a memory, in place."""
-    (keys_ref, values_ref), half = refs, key[0].shape[1]
-    keys_ref[:, slot, :half], keys_ref[:, slot, half:] = key
-    values_ref[:, slot] = value
+def _write(ref: Any, x: Halves, *place: Any) -> None:
+    half = x[0].shape[1]
+    ref[*place, :half], ref[*place, half:] = x[0].astype(ref.dtype), x[1].astype(ref.dtype)
 
 
 def draw(
