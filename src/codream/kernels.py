@@ -48,14 +48,15 @@ def recall(
     def kernel(*refs: Any) -> None:
         qkv_ref, bias_ref, turn_ref, slot_ref, keys_ref, values_ref, valid_ref, out_ref, *new_refs = refs
         slot, turn = slot_ref[0], (turn_ref[0][None], turn_ref[1][None])
-        query, *own = _token(qkv_ref, bias_ref, turn, keys.dtype)
-        for ref, x in zip(new_refs, own, strict=True):
-            _write(ref, x, _ALL, slot)
+        query, key, value = _token(qkv_ref, bias_ref, turn, keys.dtype)
+        _write(new_refs[0], key, _ALL, slot)
+        _write(new_refs[1], value, _ALL, slot)
 
         def remembered(t: int) -> tuple[Halves, Halves]:
             return _halves(keys_ref, _ALL, t), _halves(values_ref, _ALL, t)
 
-        _write(out_ref, _attended(query, *own, time, lambda t: valid_ref[t] & (slot != t), remembered), _ALL)
+        seen = _attended(query, key, value, time, lambda t: valid_ref[t] & (slot != t), remembered)
+        _write(out_ref, seen, _ALL)
 
     shapes = [jax.ShapeDtypeStruct(x.shape, values.dtype) for x in (qkv[0], keys, values)]
     given = qkv, bias, turn, slot[None], keys, values, valid
@@ -78,14 +79,15 @@ def reread(
     def kernel(qkv_ref: Any, bias_ref: Any, turns_ref: Any, allowed_ref: Any, out_ref: Any, *memory_refs: Any) -> None:
         now = pallas.program_id(0)
         turn = lambda t: (turns_ref[t, 0], turns_ref[t, 1])  # noqa: E731
-        query, *own = _token(qkv_ref, bias_ref, turn(now), qkv.dtype, now)
-        for ref, x in zip(memory_refs, own, strict=True):
-            _write(ref, x, _ALL, now)
+        query, key, value = _token(qkv_ref, bias_ref, turn(now), qkv.dtype, now)
+        _write(memory_refs[0], key, _ALL, now)
+        _write(memory_refs[1], value, _ALL, now)
 
         def other(t: int) -> tuple[Halves, Halves]:
             return _token(qkv_ref, bias_ref, turn(t), qkv.dtype, t)[1:]
 
-        _write(out_ref, _attended(query, *own, time, lambda t: allowed_ref[now, t] & (now != t), other), now, _ALL)
+        seen = _attended(query, key, value, time, lambda t: allowed_ref[now, t] & (now != t), other)
+        _write(out_ref, seen, now, _ALL)
 
     memory = jax.ShapeDtypeStruct((heads, time + room, size), qkv.dtype)
     shapes = [jax.ShapeDtypeStruct((time, heads, size), qkv.dtype), memory, memory]
