@@ -17,7 +17,9 @@ TREE = {
 GRADS = {name: x for name, x in TREE.items() if name != "count"}
 
 
-def test_norm():
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_norm(backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     np.testing.assert_allclose(norm(TREE), optax.tree.norm(GRADS), rtol=1e-6)
     agents = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), GRADS)
     np.testing.assert_allclose(jax.vmap(norm)(agents), norm(GRADS) * np.array([1, 2]), rtol=1e-6)
