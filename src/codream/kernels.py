@@ -222,8 +222,8 @@ def normed_gradient(
     eps: float,
     interpret: bool = False,
 ) -> tuple[Float[Array, "rows size"], Float[Array, " size"], Float[Array, " size"]]:
-    """Gradients of product, bias and scale, given that of what `normed` makes of rows with SiLU. `fits` says of how
-    many."""
+    """Gradients of product, bias and scale, given that of what `normed` makes of rows with SiLU. `fits` says of
+    which."""
     from jax.experimental import pallas
 
     rows, size = product.shape
@@ -255,8 +255,7 @@ def normed_gradient(
     part = jax.ShapeDtypeStruct((rows // each, size), bias.dtype)
     shapes = [jax.ShapeDtypeStruct(product.shape, product.dtype), part, part]
     given = product, bias, scale, grad
-    numbers = NUMBERS * 4
-    found = _called("normed_gradient", kernel, shapes, numbers, interpret, *given, grid=(rows // each,))
+    found = _called("normed_gradient", kernel, shapes, 4 * size, interpret, *given, grid=(rows // each,))
     return found[0], jnp.sum(found[1], axis=0), jnp.sum(found[2], axis=0)
 
 
@@ -264,9 +263,9 @@ TILE = 8
 """Rows of which a gradient is computed at once."""
 
 
-def fits(rows: int) -> bool:
-    """Whether `normed_gradient` can be of so many rows."""
-    return rows % TILE == 0
+def fits(rows: int, size: int) -> bool:
+    """Whether `normed_gradient` can be of so many rows, and a tile of them stays in registers."""
+    return rows % TILE == 0 and size <= 1024
 
 
 def _rows_each(rows: int) -> int:

@@ -40,7 +40,7 @@ def normalised(
 def activated(norm: Norm, layer: Linear, product: Float[Array, "*b size"]) -> Float[Array, "*b size"]:
     """The first of `normalised` with SiLU, of a batch with any leading axes."""
     rows = product.reshape(-1, product.shape[-1])
-    if isinstance(norm, eqx.nn.RMSNorm) and kernels.suits(rows.shape[1]) and kernels.fits(len(rows)):
+    if isinstance(norm, eqx.nn.RMSNorm) and kernels.suits(rows.shape[1]) and kernels.fits(*rows.shape):
         assert norm.weight is not None
         y: Any = _at_once(rows, layer.bias, norm.weight, norm.eps)
     else:
