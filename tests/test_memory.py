@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from codream import memory
-from codream.memory import LARGE, give_back
+from codream.memory import LARGE, cuda_gives, give_back
 
 PROGRAM = """
 import ctypes, runpy, sys
@@ -44,3 +44,18 @@ def test_a_large_piece_is_the_systems_own() -> None:
 def test_giving_back_is_always_allowed() -> None:
     give_back()
     give_back()
+
+
+def test_cuda_gives_memory_where_it_is_and_nothing_else_was_asked_for(monkeypatch, tmp_path):
+    name = "XLA_PYTHON_CLIENT_ALLOCATOR"
+    monkeypatch.setenv(name, "")  # so that it is restored
+    monkeypatch.delenv(name)
+    (tmp_path / "nvidiactl").touch()
+    cuda_gives(tmp_path)
+    assert name not in os.environ
+    (tmp_path / "nvidia0").touch()
+    cuda_gives(tmp_path)
+    assert os.environ[name] == "cuda_async"
+    monkeypatch.setenv(name, "platform")
+    cuda_gives(tmp_path)
+    assert os.environ[name] == "platform"

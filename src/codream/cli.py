@@ -29,6 +29,7 @@ from codream.health import TrainingDiverged
 from codream.hosts import FirstHostFailed, is_first, join, leave
 from codream.inspection import inspect
 from codream.live import WandbMode
+from codream.memory import cuda_gives
 from codream.presets import preset
 from codream.report import compare, report, watch
 from codream.runs import Run, RunError
@@ -184,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = _parse(args)
         _cache_compilations()
+        cuda_gives()
         _DO[type(command)](command)
     except (ConfigError, RunError, UnknownEnvironment, CheckpointError, ModuleNotFoundError) as err:
         return _fail(err, 2)
