@@ -1,6 +1,7 @@
-"""Kernels for a GPU, in Pallas: of what XLA would pass through memory several times, every number is read once.
+"""Kernels for a GPU, in Pallas, where XLA would pass the same numbers through memory several times.
 
-They take one example; `vmap` makes a program of each. What they are measured against is in docs/performance.md.
+They take one example, of which `vmap` makes a program each; `reread` a sequence and `normed_gradient` rows. What they
+are measured against is in docs/performance.md.
 """
 
 from __future__ import annotations

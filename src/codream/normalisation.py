@@ -33,8 +33,10 @@ def normalised(
     if layer.frozen and isinstance(norm, eqx.nn.RMSNorm) and kernels.suits(len(product)):
         assert norm.weight is not None
         return kernels.normed(product, layer.bias, norm.weight, x, norm.eps, silu)
-    x = _plus(product, layer.bias) if x is None else x + _biased(product, layer.bias)
-    return (jax.nn.silu(norm(x)) if silu else norm(x)), x
+    plus = _plus if x is None or jax.default_backend() == "cpu" else _plus_apart
+    total: Any = plus(product, layer.bias)
+    y: Any = total if x is None else x + total
+    return (jax.nn.silu(norm(y)) if silu else norm(y)), y
 
 
 def activated(norm: Norm, layer: Linear, product: Float[Array, "*b size"]) -> Float[Array, "*b size"]:
@@ -62,10 +64,6 @@ def _at_once_backward(eps: float, given: tuple[Array, Array, Array], grad: Array
 
 
 _at_once.defvjp(_at_once_forward, _at_once_backward)
-
-
-def _biased(product: Float[Array, " size"], bias: Float[Array, " size"]) -> Float[Array, " size"]:
-    return (_plus if jax.default_backend() == "cpu" else _plus_apart)(product, bias)
 
 
 def _plus(product: Array, bias: Array) -> Array:
