@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
 from codream import kernels
+from codream.products import rounded_product
 
 __all__ = ["Input", "Joined", "Linear", "OneHots", "dense", "joined", "linear", "lowered", "tree_of"]
 
@@ -123,10 +124,15 @@ def _rows_fwd(weight: Float[Array, "in out"], ones: OneHots) -> tuple[Float[Arra
 def _rows_bwd(kept: Any, grad: Float[Array, "*b out"]) -> tuple[Float[Array, "in out"], None]:
     ones, like = kept
     merged = ones.flat().reshape(-1, ones.size)
-    return (merged.T @ grad.reshape(len(merged), -1)).astype(like.dtype), None
+    return _product(merged.T, grad.reshape(len(merged), -1).T.astype(like.dtype)).astype(like.dtype), None
 
 
 _rows.defvjp(_rows_fwd, _rows_bwd)
+
+
+def _product(x: Float[Array, "*b in"], weight: Float[Array, "out in"]) -> Float[Array, "*b out"]:
+    """x Wᵀ on a CPU, in float32, of factors in the precision of the weight."""
+    return rounded_product(x, weight) if weight.dtype == jnp.bfloat16 else x @ weight.T
 
 
 def _tiled(weight: Float[Array, "... out in"]) -> Float[Array, "... more_out more_in"]:
@@ -155,20 +161,20 @@ class Linear(eqx.Module):
         return self.product(x).astype(self.bias.dtype) + self.bias
 
     def product(self, x: Input) -> Float[Array, "*b out"]:
-        """x Wᵀ, without the bias, in the precision of the weight; so are the products of its gradient."""
+        """x Wᵀ, without the bias, of factors in the precision of the weight; so are the products of its gradient. On a
+        CPU the result is float32, elsewhere in that precision too."""
         if jax.default_backend() != "cpu":  # where products are what is fast
             weight = _tiled(self.weight)
             return (_flat(x, weight.shape[1], weight.dtype) @ weight.T)[..., : len(self.bias)]
         if isinstance(x, OneHots):
             x = Joined((x,))
         if not isinstance(x, Joined):
-            return x.astype(self.weight.dtype) @ self.weight.T
+            return _product(x, self.weight)
         total, at = jnp.zeros(()), 0
         for part in x.parts:
             size = part.size if isinstance(part, OneHots) else part.shape[-1]
-            weight = self.weight[:, at : at + size].T
-            product = _rows(weight, part) if isinstance(part, OneHots) else part.astype(weight.dtype) @ weight
-            total = total + product.astype(self.bias.dtype)
+            weight = self.weight[:, at : at + size]
+            total = total + (_rows(weight.T, part) if isinstance(part, OneHots) else _product(part, weight))
             at += size
         return total
 

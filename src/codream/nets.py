@@ -142,7 +142,7 @@ class DeconvCNN(eqx.Module):
 
 class KVCache(eqx.Module):
     """Rotated keys and values of the last `size` tokens of one sequence, as a ring; one array per layer, in the
-    precision of the weights that made them.
+    precision of the products that made them.
 
     Positions are rotary, so attention depends only on how far apart two tokens are: counting from the start
     of an episode or of a window is the same, a sequence may outlast the ring, and a whole batch can share one
@@ -204,7 +204,7 @@ class Block(eqx.Module):
         self.heads = heads
 
     def project(self, y: Float[Array, " size"]) -> Float[Array, "3 heads head"]:
-        """Query, key and value of a token after `norm1`, without `bias` and not rotated, in the weights' precision."""
+        """Query, key and value of a token after `norm1`, not rotated and without `bias`, as `qkv` multiplies."""
         return self.qkv.product(y).reshape(3, self.heads, -1)
 
     @property

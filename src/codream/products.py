@@ -1,0 +1,60 @@
+"""Products whose factors are rounded to bfloat16 and whose sums are float32, in gradients as well.
+
+A CPU that multiplies bfloat16 (AVX512-BF16, AMX) does so twice as fast as float32, but only with float32 results, and
+the gradient of JAX's own such product has a factor in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+__all__ = ["PRODUCT", "rounded_product"]
+
+
+def rounded_product(x: Float[Array, "*b in"], weight: Float[Array, "out in"]) -> Float[Array, "*b out"]:
+    """x Wᵀ in float32, from factors in bfloat16."""
+    return PRODUCT.bind(x, weight, batch=0)
+
+
+def _product(x: Float[Array, "*b *rows in"], y: Float[Array, "*b out in"], batch: int) -> Float[Array, "*b *rows out"]:
+    """Σ x y over the last axes; the first `batch` axes of both belong together."""
+    shared = tuple(range(batch))
+    dimensions = (((x.ndim - 1,), (y.ndim - 1,)), (shared, shared))
+    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    return jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
+
+
+def _shape(x: Any, y: Any, batch: int) -> Any:
+    return x.update(shape=(*x.shape[:-1], y.shape[-2]), dtype=jnp.dtype("float32"), weak_type=False)
+
+
+def _of_x(grad: Array, x: Any, y: Array, batch: int) -> Array:
+    return PRODUCT.bind(grad, jnp.swapaxes(y, -1, -2), batch=batch).astype(x.aval.dtype)
+
+
+def _of_y(grad: Array, x: Array, y: Any, batch: int) -> Array:
+    rows = lambda a: jnp.swapaxes(a.reshape(*a.shape[:batch], -1, a.shape[-1]), -1, -2)  # noqa: E731
+    return PRODUCT.bind(rows(grad), rows(x), batch=batch).astype(y.aval.dtype)
+
+
+def _batched(args: tuple[Array, Array], axes: tuple[Any, Any], batch: int) -> tuple[Array, int]:
+    (x, y), (x_axis, y_axis) = args, axes
+    if y_axis is None:  # more rows
+        return PRODUCT.bind(jnp.moveaxis(x, x_axis, batch), y, batch=batch), batch
+    y = jnp.moveaxis(y, y_axis, 0)
+    x = jnp.broadcast_to(x, (len(y), *x.shape)) if x_axis is None else jnp.moveaxis(x, x_axis, 0)
+    return PRODUCT.bind(x, y, batch=batch + 1), 0
+
+
+PRODUCT = Primitive("rounded_product")
+PRODUCT.def_impl(jax.jit(_product, static_argnames="batch"))
+PRODUCT.def_abstract_eval(_shape)
+mlir.register_lowering(PRODUCT, mlir.lower_fun(_product, multiple_results=False))
+ad.defbilinear(PRODUCT, _of_x, _of_y)
+batching.primitive_batchers[PRODUCT] = _batched
