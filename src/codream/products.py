@@ -22,8 +22,8 @@ def rounded_product(x: Float[Array, "*b in"], weight: Float[Array, "out in"]) ->
     return PRODUCT.bind(x, weight, batch=0)
 
 
-def _product(x: Float[Array, "*b *rows in"], y: Float[Array, "*b out in"], batch: int) -> Float[Array, "*b *rows out"]:
-    """Σ x y over the last axes; the first `batch` axes of both belong together."""
+def _product(x: Float[Array, "... in"], y: Float[Array, "*b out in"], batch: int) -> Float[Array, "... out"]:
+    """Σ x y over the last axes: [*b, *rows, in] and [*b, out, in], with `batch` axes b, give [*b, *rows, out]."""
     shared = tuple(range(batch))
     dimensions = (((x.ndim - 1,), (y.ndim - 1,)), (shared, shared))
     x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
@@ -35,23 +35,27 @@ def _shape(x: Any, y: Any, batch: int) -> Any:
 
 
 def _of_x(grad: Array, x: Any, y: Array, batch: int) -> Array:
+    """The gradient of x, a product as well: of the output's and y, over `out`."""
     return PRODUCT.bind(grad, jnp.swapaxes(y, -1, -2), batch=batch).astype(x.aval.dtype)
 
 
 def _of_y(grad: Array, x: Array, y: Any, batch: int) -> Array:
+    """The gradient of y: of the output's and x, over all rows."""
     rows = lambda a: jnp.swapaxes(a.reshape(*a.shape[:batch], -1, a.shape[-1]), -1, -2)  # noqa: E731
     return PRODUCT.bind(rows(grad), rows(x), batch=batch).astype(y.aval.dtype)
 
 
 def _batched(args: tuple[Array, Array], axes: tuple[Any, Any], batch: int) -> tuple[Array, int]:
+    """Another axis of x alone is one more of rows, so that a gradient of y is summed in its product and not after."""
     (x, y), (x_axis, y_axis) = args, axes
-    if y_axis is None:  # more rows
+    if y_axis is None:
         return PRODUCT.bind(jnp.moveaxis(x, x_axis, batch), y, batch=batch), batch
     y = jnp.moveaxis(y, y_axis, 0)
     x = jnp.broadcast_to(x, (len(y), *x.shape)) if x_axis is None else jnp.moveaxis(x, x_axis, 0)
     return PRODUCT.bind(x, y, batch=batch + 1), 0
 
 
+# A function with a gradient of its own (`jax.custom_vjp`) would give, under `vmap`, one gradient of y for every row.
 PRODUCT = Primitive("rounded_product")
 PRODUCT.def_impl(jax.jit(_product, static_argnames="batch"))
 PRODUCT.def_abstract_eval(_shape)
