@@ -34,6 +34,7 @@ def _count(jaxpr: Any) -> int:
     total = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in ("dot_general", PRODUCT.name):
+            # Factors of the second meet in their last axes.
             (contract, _), _ = eqn.params.get("dimension_numbers", (((-1,), (-1,)), None))
             left = eqn.invars[0].aval.shape
             total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[i] for i in contract)

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
-from codream import kernels
-from codream.products import rounded_product
+from codream import kernels, products
 
 __all__ = ["Input", "Joined", "Linear", "OneHots", "dense", "joined", "linear", "lowered", "tree_of"]
 
@@ -124,15 +123,10 @@ def _rows_fwd(weight: Float[Array, "in out"], ones: OneHots) -> tuple[Float[Arra
 def _rows_bwd(kept: Any, grad: Float[Array, "*b out"]) -> tuple[Float[Array, "in out"], None]:
     ones, like = kept
     merged = ones.flat().reshape(-1, ones.size)
-    return _product(merged.T, grad.reshape(len(merged), -1).T.astype(like.dtype)).astype(like.dtype), None
+    return products.product(merged.T, grad.reshape(len(merged), -1).T.astype(like.dtype)).astype(like.dtype), None
 
 
 _rows.defvjp(_rows_fwd, _rows_bwd)
-
-
-def _product(x: Float[Array, "*b in"], weight: Float[Array, "out in"]) -> Float[Array, "*b out"]:
-    """x Wᵀ on a CPU, in float32, of factors in the precision of the weight."""
-    return rounded_product(x, weight) if weight.dtype == jnp.bfloat16 else x @ weight.T
 
 
 def _tiled(weight: Float[Array, "... out in"]) -> Float[Array, "... more_out more_in"]:
@@ -169,12 +163,12 @@ class Linear(eqx.Module):
         if isinstance(x, OneHots):
             x = Joined((x,))
         if not isinstance(x, Joined):
-            return _product(x, self.weight)
+            return products.product(x, self.weight)
         total, at = jnp.zeros(()), 0
         for part in x.parts:
             size = part.size if isinstance(part, OneHots) else part.shape[-1]
             weight = self.weight[:, at : at + size]
-            total = total + (_rows(weight.T, part) if isinstance(part, OneHots) else _product(part, weight))
+            total = total + (_rows(weight.T, part) if isinstance(part, OneHots) else products.product(part, weight))
             at += size
         return total
 

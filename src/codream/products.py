@@ -1,4 +1,4 @@
-"""Products whose factors are rounded to bfloat16 and whose sums are float32, in gradients as well.
+"""Products on a CPU: in float32, of factors in float32 or rounded to bfloat16, in gradients as well.
 
 A CPU that multiplies bfloat16 (AVX512-BF16, AMX) does so twice as fast as float32, but only with float32 results, and
 the gradient of JAX's own such product has a factor in float32.
@@ -14,7 +14,12 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-__all__ = ["PRODUCT", "rounded_product"]
+__all__ = ["PRODUCT", "product", "rounded_product"]
+
+
+def product(x: Float[Array, "*b in"], weight: Float[Array, "out in"]) -> Float[Array, "*b out"]:
+    """x Wᵀ in float32, from factors in the precision of the weight."""
+    return rounded_product(x, weight) if weight.dtype == jnp.bfloat16 else x @ weight.T
 
 
 def rounded_product(x: Float[Array, "*b in"], weight: Float[Array, "out in"]) -> Float[Array, "*b out"]:
@@ -22,7 +27,7 @@ def rounded_product(x: Float[Array, "*b in"], weight: Float[Array, "out in"]) ->
     return PRODUCT.bind(x, weight, batch=0)
 
 
-def _product(x: Float[Array, "... in"], y: Float[Array, "*b out in"], batch: int) -> Float[Array, "... out"]:
+def _rounded(x: Float[Array, "... in"], y: Float[Array, "*b out in"], batch: int) -> Float[Array, "... out"]:
     """Σ x y over the last axes: [*b, *rows, in] and [*b, out, in], with `batch` axes b, give [*b, *rows, out]."""
     shared = tuple(range(batch))
     dimensions = (((x.ndim - 1,), (y.ndim - 1,)), (shared, shared))
@@ -57,8 +62,8 @@ def _batched(args: tuple[Array, Array], axes: tuple[Any, Any], batch: int) -> tu
 
 # A function with a gradient of its own (`jax.custom_vjp`) would give, under `vmap`, one gradient of y for every row.
 PRODUCT = Primitive("rounded_product")
-PRODUCT.def_impl(jax.jit(_product, static_argnames="batch"))
+PRODUCT.def_impl(jax.jit(_rounded, static_argnames="batch"))
 PRODUCT.def_abstract_eval(_shape)
-mlir.register_lowering(PRODUCT, mlir.lower_fun(_product, multiple_results=False))
+mlir.register_lowering(PRODUCT, mlir.lower_fun(_rounded, multiple_results=False))
 ad.defbilinear(PRODUCT, _of_x, _of_y)
 batching.primitive_batchers[PRODUCT] = _batched
