@@ -13,14 +13,13 @@ from types import ModuleType
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 __all__ = ["interval", "iqm", "source"]
 
 
 def iqm(scores: Float[np.ndarray, "runs *rest"]) -> Float[np.ndarray, "*rest"]:
     """Interquartile mean over runs: the mean of the middle half (of fewer than four runs, of all)."""
-    return np.asarray(stats.trim_mean(np.asarray(scores, float), 0.25, axis=0))
+    return _middle(np.asarray(scores, float), axis=0)
 
 
 def interval(
@@ -38,10 +37,16 @@ def interval(
     if library is not None:
         return _by_rliable(library, scores, level, repeats, seed)
     draws = np.random.default_rng(seed).integers(len(scores), size=(repeats, len(scores)))
-    means = stats.trim_mean(scores[draws], 0.25, axis=1)
+    means = _middle(scores[draws], axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
     return np.asarray(low), np.asarray(high)
+
+
+def _middle(scores: Float[np.ndarray, "..."], axis: int) -> Float[np.ndarray, "..."]:
+    from scipy import stats  # here, as it takes nearly as long to import as all of codream
+
+    return np.asarray(stats.trim_mean(scores, 0.25, axis=axis))
 
 
 def source() -> str:
