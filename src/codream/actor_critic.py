@@ -223,7 +223,7 @@ def _improve(
         loss, entropy = actor_loss(log_probs, d.action, advantage, _goes_on(d), settings.entropy)
         return loss, (loss, entropy)
 
-    def one_agent(actor: Actor, critic: Critic, slow: Critic, optimiser: Any, d: Any, scale: Array) -> Any:
+    def gradients(actor: Actor, critic: Critic, slow: Critic, scale: Array, d: Dream) -> Any:
         def judged(d: Dream) -> Any:
             grads, (loss, values, returns) = eqx.filter_grad(judge, has_aux=True)(critic, slow, d)
             return (eqx.filter(grads, eqx.is_array), loss, jnp.mean(values)), (values[:, :-1], returns)
@@ -240,7 +240,6 @@ def _improve(
             return (eqx.filter(grads, eqx.is_array), loss, entropy), None
 
         actor_grads, policy, entropy = mean(summed(acted, count_of_pieces, (d, advantage))[0])
-        nets, grads = (actor, critic), (actor_grads, critic_grads)
         metrics = {
             "actor_loss": policy,
             "critic_loss": regression,
@@ -249,21 +248,23 @@ def _improve(
             "value": value,
             "return_scale": unbiased,
         }
+        return (actor_grads, critic_grads), scale, metrics
+
+    def updated(actor: Actor, critic: Critic, slow: Critic, optimiser: Any, grads: Any) -> Any:
         updates, optimiser = agent_optimiser(settings).update(grads, optimiser)
-        actor, critic = eqx.apply_updates(nets, updates)
+        actor, critic = eqx.apply_updates((actor, critic), updates)
         slow = jax.tree.map(
             lambda a, b: settings.critic_ema * a + (1 - settings.critic_ema) * b if eqx.is_array(a) else a,
             slow,
             critic,
         )
-        metrics["grad_norm"] = norm(grads)
-        metrics["update_ratio"] = update_ratio(updates, (actor, critic))
-        return (actor, critic, slow, optimiser, scale), metrics
+        return (actor, critic, slow, optimiser), (norm(grads), update_ratio(updates, (actor, critic)))
 
-    trained, metrics = each_agent(
-        one_agent, agents.actor, agents.critic, agents.slow_critic, agents.optimiser, imagined, agents.return_scale
-    )
-    return Agents(*trained), metrics
+    nets = (agents.actor, agents.critic, agents.slow_critic)
+    grads, scale, metrics = each_agent(gradients, *nets, agents.return_scale, imagined)
+    trained, (metrics["grad_norm"], metrics["update_ratio"]) = eqx.filter_vmap(updated)(*nets, agents.optimiser, grads)
+    actor, critic, slow, optimiser = trained
+    return Agents(actor, critic, slow, optimiser, scale), metrics
 
 
 def _acted(d: Dream) -> Input:

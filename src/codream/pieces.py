@@ -19,33 +19,30 @@ def pieces(total: int, most: int) -> int:
     return next(n for n in range(1, total + 1) if total % n == 0 and total // n <= most)
 
 
-def _cut(count: int, axis: int, tree: Any) -> Any:
-    """Axis `axis` of every array in `count` pieces, which become the leading axis."""
-
-    def cut(x: Any) -> Any:
-        shape = (*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
-        return jnp.moveaxis(x.reshape(shape), axis, 0)
-
-    return jax.tree.map(cut, tree)
-
-
 def mapped(function: Callable[[Any], Any], count: int, tree: Any, axis: int = 0) -> Any:
     """`function` of `tree`, piece after piece along `axis` of its arrays; arrays of the result are joined there."""
     if count == 1:
         return function(tree)
+    size = jax.tree.leaves(tree)[0].shape[axis] // count
+    piece = lambda at: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, at, size, axis), tree)  # noqa: E731
 
-    def join(x: Any) -> Any:
-        x = jnp.moveaxis(x, 0, axis)
-        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    def room(one: Any) -> Any:
+        return jnp.zeros((*one.shape[:axis], count * size, *one.shape[axis + 1 :]), one.dtype)
 
-    return jax.tree.map(join, jax.lax.map(function, _cut(count, axis, tree)))
+    def body(found: Any, at: Any) -> tuple[Any, None]:
+        put = lambda x, one: jax.lax.dynamic_update_slice_in_dim(x, one, at, axis)  # noqa: E731
+        return jax.tree.map(put, found, function(piece(at))), None
+
+    # Written to its place: stacked, what is joined along another axis than the first would be copied as a whole.
+    empty = jax.tree.map(room, jax.eval_shape(function, piece(0)))
+    return jax.lax.scan(body, empty, size * jnp.arange(count))[0]
 
 
 def summed(function: Callable[[Any], tuple[Any, Any]], count: int, tree: Any) -> tuple[Any, Any]:
     """`function` of `tree` gives (a mean, something for every row): of the pieces, the mean and all rows."""
     if count == 1:
         return function(tree)
-    cut = _cut(count, 0, tree)
+    cut = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), tree)
     first = jax.tree.map(lambda x: x[0], cut)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first)[0])
 
