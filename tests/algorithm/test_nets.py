@@ -196,6 +196,17 @@ def test_indices_mean_the_same_to_a_layer_as_their_one_hots_gradient_included():
         np.testing.assert_allclose(got, expected, **CLOSE)
 
 
+def test_frozen_layers_of_all_agents_give_the_same():
+    """Their rows lie together then, where one-hot vectors pick some."""
+    layers = eqx.filter_vmap(lambda key: linear(2 * 8 + 7, 6, key))(jax.random.split(jax.random.key(0), 3))
+    codes = OneHots(jax.random.randint(jax.random.key(1), (3, 5, 2), 0, 8), 8)
+    x = joined(codes, jax.random.normal(jax.random.key(2), (3, 5, 7)))
+    frozen = lowered(layers, "float32", frozen=True)
+    assert frozen.rows.shape == (3, 23, 6)
+    each = eqx.filter_vmap(lambda layer, x: layer(x))
+    np.testing.assert_array_equal(each(frozen, x), each(layers, x))
+
+
 def test_a_prefill_is_the_end_of_the_full_pass(transformer):
     expected, cache = full(transformer, X, SEGMENT, VALID, 2)
     last, got = eqx.filter_jit(lambda net: net.prefill(X, SEGMENT, VALID, 2))(transformer)
