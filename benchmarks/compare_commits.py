@@ -1,23 +1,25 @@
 """Is a commit slower than another? Both on this machine, in turn, in one run.
 
-    python benchmarks/compare_commits.py BEFORE [AFTER] [--presets small middling] [--rounds 3] [--out FILE]
+    python benchmarks/compare_commits.py BEFORE [AFTER] [--presets small middling] [--rounds 15] [--out FILE]
 
 Checks both commits out beside each other (git worktrees in a temporary folder; AFTER unset: the working tree as it is),
-runs this file's probe with each in turn, so that what else the machine does meets both alike, and prints for every
-preset and part the least time of either and their ratio: above 1 the later one is slower. The probe uses what every
-commit has: `codream.preset`, `codream.matwm.train_world_model`, `train_agents`. Preset `middling` is `paper` at hidden
-128; `paper` itself wants minutes for a round on a CPU. `--clock cpu` counts the process's own time, for busy machines.
+lets a process with either run every part in turn, so that what else the machine does meets both alike, and prints for
+every preset and part the median time of either, and of the ratios within each round the median and the middle half:
+above 1 the later one is slower. What runs uses what every commit has: `codream.preset`,
+`codream.matwm.train_world_model`, `train_agents`. Preset `middling` is `paper` at hidden 128; `paper` itself takes half
+a minute for a round on two cores. `--clock cpu` counts the process's own time, for busy machines.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from in_turn import Asked
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,8 +30,8 @@ import codream
 from codream import matwm
 from codream.envs import EnvSpec
 
-preset, repeats = sys.argv[1], int(sys.argv[2])
-clock = {"wall": time.perf_counter, "cpu": time.process_time}[sys.argv[3]]
+preset = sys.argv[1]
+clock = {"wall": time.perf_counter, "cpu": time.process_time}[sys.argv[2]]
 agents = tuple(f"adversary_{i}" for i in range(3)) + ("agent_0",)
 spec = EnvSpec("simple_tag", agents, ((16,), (16,), (16,), (14,)), (5,) * 4)
 config = codream.preset("paper" if preset == "middling" else preset)
@@ -57,31 +59,21 @@ def filled(key):
     ))
     return eqx.tree_at(lambda s: (s.replay, s.steps), state, (replay, jnp.asarray(replay.rows, jnp.int32)))
 
-state, key, found = filled(jax.random.key(0)), jax.random.key(1), {}
+state, key = filled(jax.random.key(0)), jax.random.key(1)
 parts = {"world-model update": matwm.train_world_model, "update of all agents": matwm.train_agents}
-for name, train in parts.items():
-    compiled, times = eqx.filter_jit(lambda s, k, train=train: train(s, k, config)), []
-    for _ in range(repeats + 1):
-        began = clock()
-        jax.block_until_ready(eqx.filter(compiled(state, key), eqx.is_array))
-        times.append(clock() - began)
-    found[name] = min(times[1:])
-print(json.dumps(found))
+parts = {n: eqx.filter_jit(lambda s, k, train=train: train(s, k, config)) for n, train in parts.items()}
+
+def seconds(part):
+    began = clock()
+    jax.block_until_ready(eqx.filter(part(state, key), eqx.is_array))
+    return clock() - began
+
+for part in (*parts.values(), *parts.values()):  # compiled, and once more
+    seconds(part)
+print("ready", flush=True)
+for _ in sys.stdin:
+    print(json.dumps({name: seconds(part) for name, part in parts.items()}), flush=True)
 """
-
-
-def probe(source: Path, preset: str, args: argparse.Namespace) -> dict[str, float]:
-    """Least seconds of every part, by the code in `source`, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, preset, str(args.repeats), args.clock],
-        env={**os.environ, "PYTHONPATH": str(source / "src")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"the probe failed with {source}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def git(*args: str) -> str:
@@ -93,18 +85,17 @@ def main() -> None:
     parser.add_argument("before")
     parser.add_argument("after", nargs="?")
     parser.add_argument("--presets", nargs="+", default=["small", "middling"])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=5, help="of each part in a round")
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
     names = [args.before, args.after or "working tree"]
     lines = [
-        f"Least milliseconds of {args.rounds} rounds, in turn ({args.clock} clock).",
+        f"Median milliseconds of {args.rounds} rounds, in turn ({args.clock} clock).",
         "",
-        f"| preset | part | {names[0]} | {names[1]} | ratio |",
-        "|---|---|---|---|---|",
+        f"| preset | part | {names[0]} | {names[1]} | ratio | middle half |",
+        "|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as folder:
         sources = []
@@ -115,10 +106,18 @@ def main() -> None:
                     git("worktree", "add", "--detach", str(source), commit)
                 sources.append(source)
             for preset in args.presets:
-                rounds = [[probe(source, preset, args) for source in sources] for _ in range(args.rounds)]
+                sides = [
+                    Asked(PROBE, sys.executable, source, preset, args.clock, PYTHONPATH=str(source / "src"))
+                    for source in sources
+                ]
+                # Each as often first as second.
+                rounds = [{k: sides[k].ask("") for k in (n % 2, 1 - n % 2)} for n in range(args.rounds)]
+                for side in sides:
+                    side.end()
                 for part in rounds[0][0]:
-                    before, after = (min(one[k][part] for one in rounds) for k in (0, 1))
-                    row = f"{before * 1e3:.1f} | {after * 1e3:.1f} | {after / before:.2f}"
+                    before, after = (statistics.median(one[k][part] for one in rounds) for k in (0, 1))
+                    low, ratio, high = statistics.quantiles((one[1][part] / one[0][part] for one in rounds), n=4)
+                    row = f"{before * 1e3:.1f} | {after * 1e3:.1f} | {ratio:.2f} | {low:.2f} to {high:.2f}"
                     lines.append(f"| {preset} | {part} | {row} |")
                     print(lines[-1], flush=True)
         finally:
