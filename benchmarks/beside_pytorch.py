@@ -17,28 +17,32 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from in_turn import Asked
+
 HERE = Path(__file__).resolve().parent
 
-WAITING = """
+WAITING = '''
 import json, resource, sys, time
 
 def serve(step):
+    """Of as many steps as are asked for: seconds of one, the mean; GiB of the process after, within and before."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    open("/proc/self/clear_refs", "w").write("5")  # from here on VmHWM is the largest of steps
     print("ready", flush=True)
     for line in sys.stdin:
         began = time.perf_counter()
         for _ in range(int(line)):
             step()
         took = (time.perf_counter() - began) / int(line)
+        time.sleep(0.1)  # what a step computed with is given back by another thread
         status = dict(row.split(":", 1) for row in open("/proc/self/status").read().splitlines())
-        now = int(status["VmRSS"].split()[0]) / 2**20
-        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({"seconds": took, "now": now, "largest": largest}), flush=True)
-"""
+        between, within = (int(status[name].split()[0]) / 2**20 for name in ("VmRSS", "VmHWM"))
+        print(json.dumps({"seconds": took, "between": between, "within": within, "largest": largest}), flush=True)
+'''
 
 THEIRS = """
 import contextlib, io
@@ -78,10 +82,11 @@ serve(step)
 OURS = """
 from types import SimpleNamespace
 import codream, jax
-from codream.memory import give_back
+from codream.memory import give_back, give_back_large
 from codream.training import driver_for
 from update_time import configured, filled, ready
 
+give_back_large()  # as `codream.train` does
 setting = SimpleNamespace(preset="paper", precision=sys.argv[1], sizes=sys.argv[2], devices=int(sys.argv[3]))
 config = configured(setting)
 env = codream.make_env("simple_tag", num_envs=config.num_envs)
@@ -99,38 +104,6 @@ for _ in range(3):
 give_back()
 serve(step)
 """
-
-
-class Side:
-    """A process that takes steps of training when it is told to."""
-
-    def __init__(self, program: str, python: str, folder: Path, *arguments: str, **environment: str):
-        self._process = subprocess.Popen(
-            [python, "-c", WAITING + program, *arguments],
-            cwd=folder,
-            env={**os.environ, **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        if (line := self._told()) != "ready":
-            raise SystemExit(f"expected 'ready' from the process in {folder}, got {line!r}: see its error above")
-
-    def steps(self, count: int) -> dict[str, float]:
-        """Seconds of a step, the mean of `count`; and GiB of the process, now and at most."""
-        assert self._process.stdin
-        self._process.stdin.write(f"{count}\n")
-        self._process.stdin.flush()
-        return json.loads(self._told())
-
-    def end(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _told(self) -> str:
-        assert self._process.stdout
-        return self._process.stdout.readline().strip()
 
 
 def theirs_configured(sizes: str) -> dict[str, Any]:
@@ -161,10 +134,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of theirs in a round; ours takes three times as many")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    theirs = Side(THEIRS, args.python, args.theirs, json.dumps(theirs_configured(args.sizes)))
+    theirs = Asked(WAITING + THEIRS, args.python, args.theirs, json.dumps(theirs_configured(args.sizes)))
     settings = (args.precision, args.sizes, str(args.devices))
-    ours = Side(OURS, sys.executable, HERE, *settings, JAX_NUM_CPU_DEVICES=str(args.devices))
-    rounds = [(theirs.steps(args.steps), ours.steps(3 * args.steps)) for _ in range(args.rounds)]
+    ours = Asked(WAITING + OURS, sys.executable, HERE, *settings, JAX_NUM_CPU_DEVICES=str(args.devices))
+    rounds = [(theirs.ask(str(args.steps)), ours.ask(str(3 * args.steps))) for _ in range(args.rounds)]
     theirs.end()
     ours.end()
     ratios = [a["seconds"] / b["seconds"] for a, b in rounds]
@@ -172,13 +145,13 @@ def main() -> None:
         f"paper{', middling sizes' if args.sizes == 'middling' else ''}, simple_tag, {os.cpu_count()} cores; codream: "
         f"{args.precision}, {args.devices} device{'s' if args.devices > 1 else ''}; {args.rounds} rounds",
         "",
-        "| | environment step with everything, ms | between steps, GiB | largest, GiB |",
-        "|---|---|---|---|",
+        "| | environment step with everything, ms | between steps, GiB | within a step, GiB | before, compiling, GiB |",
+        "|---|---|---|---|---|",
     ]
     for name, side in zip(("PyTorch", "codream"), zip(*rounds, strict=True), strict=True):
         lines.append(
-            f"| {name} | {statistics.median(r['seconds'] for r in side) * 1e3:.0f} | {side[-1]['now']:.2f} | "
-            f"{side[-1]['largest']:.2f} |"
+            f"| {name} | {statistics.median(r['seconds'] for r in side) * 1e3:.0f} | {side[-1]['between']:.2f} | "
+            f"{side[-1]['within']:.2f} | {side[-1]['largest']:.2f} |"
         )
     lines += ["", f"Times as fast, round by round: {', '.join(f'{r:.2f}' for r in ratios)}."]
     print("\n".join(lines))
