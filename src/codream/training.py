@@ -5,7 +5,7 @@ Both call the same `choose` and `learn`, so they share every line of the algorit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -86,11 +86,14 @@ def _start(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> tuple[Any, Any, 
     return state, memory, jnp.zeros((config.num_envs, spec.num_agents))
 
 
-# Of programs that run once: the compiler takes half the time, for the same numbers.
-ONCE = {"xla_backend_optimization_level": 1}
+def _once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled to run once: the compiler takes half the time, for the same numbers."""
+    options = {"xla_backend_optimization_level": 1}
+    return eqx.filter_jit(function, compiler_options=options)  # pyright: ignore[reportCallIssue]
+
 
 # As one program: run piece by piece, a fresh state compiles dozens of small ones.
-_compiled_start = eqx.filter_jit(_start, compiler_options=ONCE)
+_compiled_start = _once(_start)
 
 
 class HostDriver:
@@ -229,7 +232,7 @@ class GraphDriver:
         return Runner(state, memory, here, env_state, returns, key)
 
     def start(self, key: PRNGKeyArray) -> Runner:
-        runner = eqx.filter_jit(self._begin, compiler_options=ONCE)(key)
+        runner = _once(self._begin)(key)
         # Every leaf a buffer of its own, since the chunks reuse them.
         return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, runner)
 
