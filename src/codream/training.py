@@ -5,6 +5,7 @@ Both call the same `choose` and `learn`, so they share every line of the algorit
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -87,8 +88,9 @@ def _start(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> tuple[Any, Any, 
 
 
 def _once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled to run once: the compiler takes half the time, for the same numbers."""
-    options = {"xla_backend_optimization_level": 1}
+    """Compiled to run once: the compiler takes half the time, for the same numbers. A level that is set stays."""
+    level = "xla_backend_optimization_level"
+    options = {} if level in os.environ.get("XLA_FLAGS", "") else {level: 1}
     return eqx.filter_jit(function, compiler_options=options)  # pyright: ignore[reportCallIssue]
 
 
