@@ -10,10 +10,10 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
-from helpers import Toy, arrays, as_if_on_a_gpu, tiny_config, toy_config
+from helpers import Toy, arrays, as_if_on_a_gpu, tiny_config, toy_config, wm_rnd_config
 
-from codream import make_env, train
-from codream.training import HostDriver, driver_for
+from codream import Config, make_env, train
+from codream.training import HostDriver, choose, driver_for, learn
 
 
 @pytest.mark.parametrize(
@@ -99,3 +99,43 @@ def test_the_ways_of_an_accelerator_learn_the_same(monkeypatch: pytest.MonkeyPat
         np.testing.assert_allclose(there[0][name], value, rtol=1e-2, atol=1e-3, err_msg=name)
     for one, other in zip(here, there, strict=True):
         np.testing.assert_allclose(other["world_model/loss"], one["world_model/loss"], rtol=1e-2)
+
+
+@pytest.mark.parametrize("algo", ["matwm", "wm_rnd"])
+def test_runs_that_differ_in_what_no_program_reads_share_programs(algo: str) -> None:
+    base = toy_config() if algo == "matwm" else wm_rnd_config()
+    changed = dataclasses.replace(
+        base,
+        env="other",
+        env_kwargs={"length": 7},
+        preset="paper",
+        seed=7,
+        checkpoint_every=17,
+        checkpoints_kept=7,
+        checkpoints_nth=7,
+        checkpoints_best="cat:self",
+        checkpoints_best_episodes=7,
+        on_nan="rollback",
+        rollbacks=7,
+        env_time_limit=7.0,
+        log_every=7,
+        async_collect=algo == "matwm",
+        total_steps=base.total_steps + (7 if algo == "matwm" else 0),
+    )
+    env = make_env(Toy, num_envs=base.num_envs)
+    first, second = base.resolve(env.spec), changed.resolve(env.spec)
+    assert first != second
+    assert first.for_programs() == second.for_programs()
+    assert first.for_programs() != dataclasses.replace(first, num_envs=2 * first.num_envs).for_programs()
+
+    runner = HostDriver(env, first).template()
+    arrays, static = eqx.partition(runner, lambda x: isinstance(x, jax.ShapeDtypeStruct))
+
+    def program(config: Config) -> str:
+        def step(arrays: Any) -> Any:
+            runner = eqx.combine(arrays, static)
+            return eqx.filter(learn(runner, choose(runner, config), runner.here, None, config), eqx.is_array)
+
+        return jax.jit(step).lower(arrays).as_text()
+
+    assert program(first) == program(second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,15 @@ def load(
     return Agents(runner.state, found.config, steps=found.steps, env=one, make=make, name=str(run.path))
 
 
+@lru_cache(maxsize=8)
+def _acting(config: Config, greedy: bool, backend: str) -> Callable[..., Any]:
+    """How agents act, compiled; kept, so that those of other runs or checkpoints need not compile it anew."""
+    learner = algorithm(config)
+    return eqx.filter_jit(
+        lambda state, memory, here, key: learner.act(state, memory, here, key, config, collect=False, greedy=greedy)
+    )
+
+
 class Agents:
     """Trained agents of one environment.
 
@@ -81,14 +91,7 @@ class Agents:
         self._episode: Player | None = None
         self._rng = np.random.default_rng(0)
         self.compiled: dict[str, Any] = {}  # functions of others that depend on these agents
-        self._act = {
-            greedy: eqx.filter_jit(
-                lambda state, memory, here, key, greedy=greedy: algorithm(config).act(
-                    state, memory, here, key, config, collect=False, greedy=greedy
-                )
-            )
-            for greedy in (False, True)
-        }
+        self._act = {greedy: _acting(config.for_programs(), greedy, jax.default_backend()) for greedy in (False, True)}
 
     def __repr__(self) -> str:
         return f"Agents({self.spec.name!r}, steps={self.steps}, agents={list(self.spec.agents)})"

@@ -262,6 +262,12 @@ class Config:
         resolved._check_shares()
         return resolved
 
+    def for_programs(self) -> Config:
+        """As compiled functions are given it: with the defaults of what none of them reads, so that runs which differ
+        in nothing else share them."""
+        default, unread = Config(), [*_UNREAD, *(["total_steps"] if self.algo == "matwm" else [])]
+        return dataclasses.replace(self, **{name: getattr(default, name) for name in unread})
+
     def _check_shares(self) -> None:
         for name, size in {"world_model.batch": self.world_model.batch, "agents.starts": self.agents.starts}.items():
             if size is not None and size % self.devices:
@@ -334,6 +340,24 @@ def _check_numbers(config: Config) -> None:
             f"steps of each copy, fewer than a sequence (world_model.length = {config.world_model.length}) needs"
         )
 
+
+_UNREAD = (
+    "env",
+    "env_kwargs",
+    "preset",
+    "seed",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "checkpoints_nth",
+    "checkpoints_best",
+    "checkpoints_best_episodes",
+    "on_nan",
+    "rollbacks",
+    "env_time_limit",
+    "log_every",
+    "async_collect",
+)
+"""Options that no compiled function reads."""
 
 # Partners in imagination that fit what the world model of WM-RND sees of actions.
 _FITTING = {"own": ("implicit",), "joint": ("mirrored", "predicted"), "predicted": ("predicted", "mirrored")}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import equinox as eqx
@@ -98,6 +98,31 @@ def _once(function: Callable[..., Any]) -> Callable[..., Any]:
 _compiled_start = _once(_start)
 
 
+@jax.jit
+@jax.vmap
+def _seeds(key: Key[Array, ""]) -> Int[Array, ""]:
+    """What host environments are reset with."""
+    return jax.random.randint(key, (), 0, 2**31 - 1)
+
+
+@lru_cache(maxsize=2)
+def _host_programs(config: Config, backend: str) -> tuple[Compiled, Callable[[tuple[int, int] | None], Compiled]]:
+    """`choose`, and `learn` by what is due, compiled. They are kept, so that a process which trains again, with another
+    seed or from a checkpoint, need not trace them anew. (What is traced also depends on the backend.)"""
+
+    def chosen(here: TimeStep, memory: Any, key: PRNGKeyArray, runner: Runner) -> tuple[Choice, Any]:
+        """Where the copies stand, what acting agents remember and the key may be ahead of the runner."""
+        choice = choose(Runner(runner.state, memory, here, None, runner.episode_return, key), config)
+        return choice, (choice.action, _seeds(choice.env_keys))
+
+    @cache
+    def learner(due: tuple[int, int] | None) -> Compiled:
+        # The runner's buffers are reused for the next one, replay included.
+        return Compiled(lambda choice, there, runner: learn(runner, choice, there, None, config, due), donate=(2,))
+
+    return Compiled(chosen), learner
+
+
 class HostDriver:
     """Steps Python environments between two compiled functions; the runner stays on the device."""
 
@@ -111,26 +136,13 @@ class HostDriver:
         self._last = np.zeros(0, bool)
         # On a CPU asking costs nothing, and compiling much.
         self.counts_updates = jax.default_backend() != "cpu" and algorithm(config).updates_due is not None
-        self._seeds = jax.jit(jax.vmap(lambda key: jax.random.randint(key, (), 0, 2**31 - 1)))
-
-        def chosen(here: TimeStep, memory: Any, key: PRNGKeyArray, runner: Runner) -> tuple[Choice, Any]:
-            """Where the copies stand, what acting agents remember and the key may be ahead of the runner."""
-            choice = choose(Runner(runner.state, memory, here, None, runner.episode_return, key), config)
-            return choice, (choice.action, self._seeds(choice.env_keys))
-
-        self._choose = Compiled(chosen)
-
-        @cache
-        def learner(due: tuple[int, int] | None) -> Compiled:
-            # The runner's buffers are reused for the next one, replay included.
-            return Compiled(lambda choice, there, runner: learn(runner, choice, there, None, config, due), donate=(2,))
-
+        self._choose, learner = _host_programs(config.for_programs(), jax.default_backend())
         self._learn = lambda due, *given: learner(due)(*given)
 
     def start(self, key: PRNGKeyArray) -> Runner:
         init_key, env_key, key = jax.random.split(key, 3)
         state, memory, returns = _compiled_start(init_key, self.spec, self.config)
-        seeds = np.asarray(self._seeds(jax.random.split(env_key, self.config.num_envs)))
+        seeds = np.asarray(_seeds(jax.random.split(env_key, self.config.num_envs)))
         with self._limit(f"reset of {self.spec.name}"):
             here = self.env.reset(seeds)
         self._new(resting=False)
