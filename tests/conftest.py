@@ -1,6 +1,6 @@
 """Shared by all tests: JAX on the CPU with compiled programs kept between runs, annotations checked at run time.
 
-Tests run in two processes (`pytest -n 0`: in one), a module's in the same one; each keeps its own compiled programs.
+Tests run in two processes (`pytest -n 0`: in one), a module's in the same one.
 """
 
 import gc
@@ -13,12 +13,11 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of the suite's time is the compiler's, which then takes about half of it.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR",
-    str(Path(tempfile.gettempdir()) / f"codream-tests-jax-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"),
+# Most of the suite's time is the compiler's, which then takes about a quarter of it.
+os.environ["XLA_FLAGS"] = (
+    f"--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
 )
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "codream-tests-jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 from jaxtyping import install_import_hook
