@@ -1,5 +1,6 @@
 """The tour runs from top to bottom, and is kept without outputs."""
 
+import os
 from pathlib import Path
 
 import nbformat
@@ -19,6 +20,9 @@ def test_outputs_are_stripped() -> None:
 def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    # Unlike elsewhere nets are not tiny: what the compiler saves at level 0 is lost while they learn.
+    flags = os.environ["XLA_FLAGS"].replace("optimization_level=0", "optimization_level=1")
+    monkeypatch.setenv("XLA_FLAGS", flags)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     # The whole takes under three minutes on two quiet cores; a cell may take longer on busy ones.
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
