@@ -141,7 +141,7 @@ class HostDriver:
 
     def start(self, key: PRNGKeyArray) -> Runner:
         init_key, env_key, key = jax.random.split(key, 3)
-        state, memory, returns = _compiled_start(init_key, self.spec, self.config)
+        state, memory, returns = _compiled_start(init_key, self.spec, self.config.for_programs())
         seeds = np.asarray(_seeds(jax.random.split(env_key, self.config.num_envs)))
         with self._limit(f"reset of {self.spec.name}"):
             here = self.env.reset(seeds)
