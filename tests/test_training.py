@@ -13,7 +13,7 @@ import pytest
 from helpers import Toy, arrays, as_if_on_a_gpu, tiny_config, toy_config, wm_rnd_config
 
 from codream import Config, make_env, train
-from codream.config import _UNREAD
+from codream.config import UNREAD
 from codream.training import HostDriver, choose, driver_for, learn
 
 
@@ -125,7 +125,7 @@ def test_runs_that_differ_in_what_no_program_reads_share_programs(algo: str) -> 
     )
     env = make_env(Toy, num_envs=base.num_envs)
     first, second = base.resolve(env.spec), changed.resolve(env.spec)
-    assert [name for name in _UNREAD if getattr(first, name) == getattr(second, name)] == (
+    assert [name for name in UNREAD if getattr(first, name) == getattr(second, name)] == (
         [] if algo == "matwm" else ["async_collect"]
     )
     assert first.for_programs() == second.for_programs()

@@ -16,6 +16,8 @@ from codream.ranges import out_of_range
 from codream.reading import build
 
 __all__ = [
+    "KEEPING",
+    "UNREAD",
     "AgentConfig",
     "Config",
     "ConfigError",
@@ -265,7 +267,7 @@ class Config:
     def for_programs(self) -> Config:
         """As compiled functions are given it: with the defaults of what none of them reads, so that runs which differ
         in nothing else share them."""
-        default, unread = Config(), [*_UNREAD, *(["total_steps"] if self.algo == "matwm" else [])]
+        default, unread = Config(), [*UNREAD, *(["total_steps"] if self.algo == "matwm" else [])]
         return dataclasses.replace(self, **{name: getattr(default, name) for name in unread})
 
     def _check_shares(self) -> None:
@@ -341,11 +343,7 @@ def _check_numbers(config: Config) -> None:
         )
 
 
-_UNREAD = (
-    "env",
-    "env_kwargs",
-    "preset",
-    "seed",
+KEEPING = (
     "checkpoint_every",
     "checkpoints_kept",
     "checkpoints_nth",
@@ -355,8 +353,10 @@ _UNREAD = (
     "rollbacks",
     "env_time_limit",
     "log_every",
-    "async_collect",
 )
+"""Options of how a run is kept and watched over, which do not change what is learned."""
+
+UNREAD = ("env", "env_kwargs", "preset", "seed", "async_collect", *KEEPING)
 """Options that no compiled function reads."""
 
 # Partners in imagination that fit what the world model of WM-RND sees of actions.

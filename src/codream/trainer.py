@@ -13,7 +13,7 @@ import jax
 
 from codream import checkpoint as checkpoints
 from codream.checkpoint import Checkpoint
-from codream.config import Config, ConfigError
+from codream.config import KEEPING, Config, ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv
 from codream.guards import LeaveRequests
 from codream.health import TrainingDiverged
@@ -37,15 +37,7 @@ CHANGEABLE = (
     "total_steps",
     "world_model_every",
     "agents_every",
-    "checkpoint_every",
-    "checkpoints_kept",
-    "checkpoints_nth",
-    "checkpoints_best",
-    "checkpoints_best_episodes",
-    "on_nan",
-    "rollbacks",
-    "env_time_limit",
-    "log_every",
+    *KEEPING,
     "devices",
     "world_model.lr",
     "world_model.outcome_lr",
