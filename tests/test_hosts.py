@@ -60,8 +60,10 @@ import sys
 sys.path.insert(0, sys.argv[3])
 import jax
 from helpers import tiny_config
-from codream import hosts, train
+from codream import hosts, latents, train
 
+# A new head foresees 0 as opposite bins cancel: at ±3 million, the last digit of a probability makes 0.02 of reward.
+latents.value_bins.__defaults__ = (3.0,)  # to ±19, and 1e-7
 port, process, _, root, env, sums, resume = sys.argv[1:]
 if int(process) >= 0:
     hosts.join(f"localhost:{port}", 2, int(process))
@@ -153,8 +155,7 @@ def test_one_run_on_two_hosts(env: str, tmp_path: Path) -> None:
 def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """Equal after one update but for rounding: the gradients, of which Adam keeps a tenth, and what came of them.
 
-    Not so later. The new reward head foresees 0 as opposite bins cancel, the outermost of which are ±3 million:
-    rounding makes 0.002 of it, of which policies learn, until another action is drawn and the data differ.
+    Not so later: policies learn of what rounding makes, until another action is drawn and the data differ.
     """
     assert found.keys() == expected.keys()
     for name, value in expected.items():
