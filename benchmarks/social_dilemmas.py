@@ -134,14 +134,14 @@ def train(game: str, variant: str, args: argparse.Namespace, seconds: float | No
         began = clock()
         runners, metrics = together.advance(runners)
         jax.block_until_ready(metrics)
-        before, steps = steps, int(together.steps(runners).min())
+        before, steps = steps, min(together.steps(runners))
         if before:  # the first chunk also compiles
             spent += clock() - began
         totals = metrics if totals is None else jax.tree.map(jnp.add, totals, metrics)
         every = args.steps // 40
         if steps // every > before // every:
             sums = jax.device_get(totals)
-            means = {k: [float(run[k][0]) / max(float(run[k][1]), 1.0) for run in sums] for k in sums[0]}
+            means = {k: [float(run[k][0]) / max(float(run[k][1]), 1.0) for run in sums] for k in sums[0].names}
             curve.append({"steps": steps, "seconds": spent, **means})
             totals = None
         if before < args.steps <= steps:
