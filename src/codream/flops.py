@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from codream.products import PRODUCT
 
-__all__ = ["compiler_flops", "count_flops", "matrix_rate", "memory_rate"]
+__all__ = ["both_counts", "count_flops", "matrix_rate", "memory_rate"]
 
 
 Clock = Callable[[], float]
@@ -25,9 +25,21 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
     A `scan` counts its body times its length. A loop whose length is known only when it runs counts once.
     Element-wise work is not counted. Arrays may be abstract (`jax.ShapeDtypeStruct`): nothing is computed.
     """
+    return _count(_traced(function, args).jaxpr.jaxpr)
+
+
+def both_counts(function: Callable[..., Any], *args: Any) -> tuple[int, float]:
+    """`count_flops`, and what XLA's cost analysis says of the lowered program, element-wise work included; NaN where a
+    backend has none. XLA counts the body of a loop once, however often it runs."""
+    traced = _traced(function, args)
+    cost = traced.lower().cost_analysis()
+    cost = cost[0] if isinstance(cost, (list, tuple)) else cost
+    return _count(traced.jaxpr.jaxpr), float(cost["flops"]) if cost and "flops" in cost else math.nan
+
+
+def _traced(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     arrays, static = eqx.partition(args, lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct))
-    traced = jax.make_jaxpr(lambda a: eqx.filter(function(*eqx.combine(a, static)), eqx.is_array))(arrays)
-    return _count(traced.jaxpr)
+    return jax.jit(lambda a: eqx.filter(function(*eqx.combine(a, static)), eqx.is_array)).trace(arrays)
 
 
 def _count(jaxpr: Any) -> int:
@@ -52,18 +64,6 @@ def _jaxprs(value: Any) -> list[Any]:
     if hasattr(value, "jaxpr"):
         return [value.jaxpr]
     return [value] if hasattr(value, "eqns") else []
-
-
-def compiler_flops(function: Callable[..., Any], *args: Any) -> float:
-    """What XLA's cost analysis says of the lowered program, element-wise work included; NaN where a backend has none.
-
-    It counts the body of a loop once, however often it runs. Arrays may be abstract.
-    """
-    arrays, static = eqx.partition(args, lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct))
-    lowered = jax.jit(lambda a: eqx.filter(function(*eqx.combine(a, static)), eqx.is_array)).lower(arrays)
-    cost = lowered.cost_analysis()
-    cost = cost[0] if isinstance(cost, (list, tuple)) else cost
-    return float(cost["flops"]) if cost and "flops" in cost else math.nan
 
 
 def matrix_rate(

@@ -23,7 +23,7 @@ from rich.text import Text
 from codream import matwm
 from codream.config import Config
 from codream.envs import EnvSpec, HostEnv, TimeStep
-from codream.flops import compiler_flops, count_flops
+from codream.flops import both_counts
 from codream.linear import Linear
 from codream.parts import Apart, Work, dims, first_agent, wm_rnd_apart
 from codream.presets import preset
@@ -128,7 +128,7 @@ def inspect(
         shapes=tuple(taken.shapes),
         layers=tuple(layer for path, part in modules.items() for layer in _layers(part, path, gains)),
         parameters=_parameters(taken, spec),
-        flops={name: (count_flops(f, *args), compiler_flops(f, *args)) for name, (f, args) in taken.work.items()},
+        flops={name: both_counts(f, *args) for name, (f, args) in taken.work.items()},
         memory=_memory(taken.held),
     )
 
