@@ -247,8 +247,9 @@ class GraphDriver:
 
     def start(self, key: PRNGKeyArray) -> Runner:
         runner = _once(self._begin)(key)
-        # Every leaf a buffer of its own, since the chunks reuse them.
-        return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, runner)
+        # Every leaf a buffer of its own, since the chunks reuse them, and of no weak type, as in a checkpoint: else a
+        # run that goes on would be compiled anew.
+        return jax.tree.map(lambda x: jnp.array(x, x.dtype) if eqx.is_array(x) else x, runner)
 
     def template(self) -> Runner:
         """The shapes of a runner, and all of it that is not an array; computes nothing."""
