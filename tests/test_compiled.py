@@ -72,19 +72,3 @@ def test_nothing_is_remembered_of_what_is_gone() -> None:
     del kept
     gc.collect()
     assert len(compiled._APART) == before
-
-
-def test_what_is_given_twice_is_one_buffer_but_in_a_state() -> None:
-    """A state may be donated, for which every leaf needs a buffer of its own."""
-
-    def function(x: jax.Array) -> tuple[Pair, dict[str, jax.Array], jax.Array]:
-        count = jnp.sum(x)
-        return Pair(x + 1, (count, count)), {"one": count, "other": count, "more": 2 * count}, count
-
-    state, metrics, count = Compiled(function)(jnp.ones(3))
-    assert metrics["one"] is metrics["other"] is count
-    assert metrics["more"] == 2 * count == 6
-    assert state.b[0] is not state.b[1]
-    assert state.b[0] is not count
-    function_of_state = Compiled(lambda state: (eqx.tree_at(lambda p: p.a, state, state.a + count),), donate=(0,))
-    np.testing.assert_array_equal(function_of_state(state)[0].a, [5, 5, 5])

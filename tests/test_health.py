@@ -12,7 +12,8 @@ from helpers import Toy, arrays, assert_same, copy_until, ppo_config
 
 from codream import Run, TrainingDiverged, checkpoint, make_env, train
 from codream.envs import EnvSpec, TimeStep
-from codream.health import STEPS, all_finite, checks, dead_classes, faults, summed
+from codream.health import STEPS, checks, dead_classes, faults, summed
+from codream.metrics import Sums
 from codream.optimisers import update_ratio
 from codream.training import HostDriver
 
@@ -21,16 +22,18 @@ nan = jnp.nan
 
 
 def test_sums_stop_at_the_first_fault() -> None:
-    count = jnp.ones(4, jnp.int32)
-    steps = {"a": (jnp.array([1.0, 2.0, nan, 4.0]), count), "b": (jnp.array([1.0, 2.0, 3.0, nan]), count)}
-    total = jax.jit(summed)(steps)
+    def of(*sums: list[float]) -> Sums:
+        values = [[(float(total), 1.0) for total in step] for step in zip(*sums, strict=True)]
+        return jax.jit(summed)(Sums(jnp.array(values), ("a", "b")))
+
+    total = of([1.0, 2.0, nan, 4.0], [1.0, 2.0, 3.0, nan])
     assert np.isnan(total["a"][0])
     assert float(total["b"][0]) == 6.0
     assert int(total["a"][1]) == 3
-    fine = summed({"a": (jnp.arange(4.0), count)})
+    fine = of([0.0, 1.0, 2.0, 3.0], [0.0] * 4)
     assert (float(fine["a"][0]), int(fine["a"][1])) == (6.0, 4)
-    assert not all_finite(total)
-    assert all_finite(fine)
+    assert faults(total) == "a became nan"
+    assert faults(fine) is None
 
 
 def answer(reward: Any = 0.0, obs: Any = 0.0, acting: Any = True, last: bool = False) -> TimeStep:

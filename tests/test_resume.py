@@ -5,15 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import Toy, arrays, assert_same, copy_until, timeless, tiny_config, toy_config
 
-from codream import EnvironmentFailure, Run, RunError, TrainingDiverged, loop, train
+from codream import EnvironmentFailure, Run, RunError, TrainingDiverged, loop, make_env, train
 from codream.checkpoint import saved
 from codream.envs import EnvSpec
-from codream.training import HostDriver
+from codream.metrics import Sums
+from codream.training import HostDriver, driver_for
 
 _SPEC = EnvSpec("mpe2:simple_tag_v3", ("a", "b"), ((1,), (1,)), (2, 2))
 
@@ -49,6 +51,10 @@ def test_graph_run_resumed_equals_the_uninterrupted_one(runs: Path) -> None:
     assert_same(arrays(whole), arrays(killed))
     assert timeless(whole) == timeless(killed)
     assert arrays(whole)["state.agents_updates"] > 1
+    # What begins has the types of what goes on, so that one program serves both.
+    env = make_env(config.env)
+    begun = driver_for(env, config.resolve(env.spec)).start(jax.random.key(0))
+    assert not any(getattr(x, "weak_type", False) for x in jax.tree.leaves(begun))
 
 
 def test_uneven_episodes_are_cut_where_no_common_end_comes(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,11 +128,10 @@ def after(calls: int, monkeypatch: pytest.MonkeyPatch, do: Any) -> None:
 
 
 def test_nan_stops_the_run_and_names_its_part(host_run: Run, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def poison(runner: Any, metrics: Any) -> Any:
-        nan = jnp.asarray(float("nan"))
-        for name in ("world_model/reward", "world_model/loss", "agent/agent_0/actor_loss"):
-            metrics[name] = (nan, metrics[name][1])
-        return runner, metrics
+    def poison(runner: Any, metrics: Sums) -> Any:
+        spoilt = ("world_model/reward", "world_model/loss", "agent/agent_0/actor_loss")
+        places = jnp.array([metrics.names.index(name) for name in spoilt])
+        return runner, Sums(metrics.values.at[places, 0].set(jnp.nan), metrics.names)
 
     run = copy_until(host_run, 200, runs / "nan")
     with monkeypatch.context() as patch:
@@ -143,12 +148,13 @@ def test_nan_stops_the_run_and_names_its_part(host_run: Run, runs: Path, monkeyp
 
 
 def test_later_nans_do_not_hide_the_first() -> None:
-    nan, one = jnp.asarray(jnp.nan), jnp.asarray(1.0)
-    totals = ({"a": (one, one), "b": (one, one)},)
-    totals, fine = loop._add(totals, ({"a": (one, one), "b": (nan, one)},))
+    def of(a: float, b: float) -> tuple[Sums]:
+        return (Sums.of({"a": (jnp.asarray(a), jnp.asarray(1)), "b": (jnp.asarray(b), jnp.asarray(1))}),)
+
+    totals, fine = loop._add(of(1.0, 1.0), of(1.0, np.nan))
     assert not fine.any()
-    (total,), _ = loop._add(totals, ({"a": (nan, one), "b": (nan, one)},))
-    assert total["a"][0] == 2
+    (total,), _ = loop._add(totals, of(np.nan, np.nan))
+    assert total["a"] == (2, 2)
     assert np.isnan(total["b"][0])
 
 

@@ -26,34 +26,23 @@ class Compiled:
     def __init__(self, function: Callable[..., tuple[Any, ...]], donate: tuple[int, ...] = ()):
         """`donate`: places of the arguments whose buffers are reused for the result."""
         self._function, self._donate = function, donate
-        self._programs: list[tuple[list[Any], Any, list[Any]]] = []  # (structures taken, program, parts given)
+        self._programs: list[tuple[list[Any], Any, list[Any]]] = []  # (structures taken, program, structures given)
 
     def __call__(self, *trees: Any) -> tuple[Any, ...]:
         leaves, structures = zip(*map(_taken_apart, trees), strict=True)
         program, given = self._program(structures)
-        state, others = program(*leaves)
-        parts = [state, *([others[place] for place in places] for _, places in given[1:])]
-        return tuple(_put_together(part, structure) for part, (structure, _) in zip(parts, given, strict=True))
+        return tuple(map(_put_together, program(*leaves), given))
 
     def _program(self, structures: tuple[Any, ...]) -> tuple[Any, list[Any]]:
         for taken, program, given in self._programs:
             if all(a is b or a == b for a, b in zip(taken, structures, strict=True)):
                 return program, given
-        given: list[Any] = []  # of each part the structure, and where its leaves are among the others
+        given: list[Any] = []
 
-        def of_leaves(*leaves: list[Any]) -> tuple[list[Any], list[Any]]:
+        def of_leaves(*leaves: list[Any]) -> tuple[list[Any], ...]:
             parts = self._function(*map(jax.tree.unflatten, structures, leaves))
-            apart = [jax.tree.flatten(part) for part in parts]
-            # Dozens of metrics have the same count, and each would be copied to a buffer of its own. Not so in the
-            # first part: what is a state will be donated, and that a buffer can be only once.
-            (state, structure), *rest = apart
-            others = {id(leaf): leaf for found, _ in rest for leaf in found}
-            place = {key: i for i, key in enumerate(others)}
-            given[:] = [
-                (structure, []),
-                *((structure, [place[id(leaf)] for leaf in found]) for found, structure in rest),
-            ]
-            return state, list(others.values())
+            apart, given[:] = zip(*map(jax.tree.flatten, parts), strict=True)
+            return apart
 
         self._programs.append((list(structures), jax.jit(of_leaves, donate_argnums=self._donate), given))
         return self._programs[-1][1:]

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from codream.envs import EnvSpec, TimeStep
-from codream.metrics import Metrics
+from codream.metrics import Metrics, Sums
 
-__all__ = ["STEPS", "TrainingDiverged", "all_finite", "checks", "dead_classes", "faults", "summed"]
+__all__ = ["STEPS", "TrainingDiverged", "checks", "dead_classes", "faults", "summed"]
 
 STEPS = "steps taken"
 """Among metrics, but never logged: the environment steps that the sums cover, up to and with the first fault."""
@@ -44,21 +44,15 @@ def checks(spec: EnvSpec, here: TimeStep, there: TimeStep) -> Metrics:
     return found
 
 
-def all_finite(tree: Any) -> Bool[Array, ""]:
-    """Whether every number in a tree is finite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
-
-
-def summed(metrics: Any) -> Any:
+def summed(metrics: Sums) -> Sums:
     """Metrics [steps] of consecutive steps as their sums, up to and with the first step that has a fault: later ones
     would only hide where it began."""
-    leaves = jax.tree.leaves(metrics)
-    fault = ~jnp.all(jnp.stack([jnp.isfinite(x).reshape(len(x), -1).all(axis=1) for x in leaves]), axis=0)
+    fault = ~jnp.isfinite(metrics.values).all(axis=(1, 2))
     counts = jnp.cumsum(fault) - fault == 0
-    return jax.tree.map(lambda x: jnp.sum(jnp.where(counts, x, jnp.zeros((), x.dtype)), axis=0), metrics)
+    return Sums(jnp.sum(jnp.where(counts[:, None, None], metrics.values, 0.0), axis=0), metrics.names)
 
 
-def faults(totals: Mapping[str, tuple[Any, Any]]) -> str | None:
+def faults(totals: Sums | Mapping[str, tuple[Any, Any]]) -> str | None:
     """Which sums are not finite and what they are, origins only; None while all is well.
 
     What the environment spoils the world model learns from, and what that spoils the agents learn from.

@@ -16,10 +16,10 @@ from jaxtyping import Array, Bool
 from codream.checkpoint import CheckpointError
 from codream.envs import EnvironmentFailure
 from codream.guards import LeaveRequests, Stopped
-from codream.health import TrainingDiverged, all_finite
+from codream.health import TrainingDiverged
 from codream.hosts import from_first, most, perhaps_from_first
 from codream.memory import give_back, give_back_large
-from codream.metrics import Metrics, add_metrics
+from codream.metrics import Sums, added
 from codream.progress import Bar
 from codream.recording import Tally
 from codream.together import Runs
@@ -35,10 +35,10 @@ GRACE = 10.0
 
 
 @jax.jit
-def _add(totals: tuple[Metrics, ...], more: tuple[Metrics, ...]) -> tuple[tuple[Metrics, ...], Bool[Array, " runs"]]:
+def _add(totals: tuple[Sums, ...], more: tuple[Sums, ...]) -> tuple[tuple[Sums, ...], Bool[Array, " runs"]]:
     """Sums of the metrics of each run, and whether all is finite there."""
-    totals = tuple(add_metrics(total, one) for total, one in zip(totals, more, strict=True))
-    return totals, jnp.stack([all_finite(total) for total in totals])
+    totals = jax.tree.map(added, totals, more)
+    return totals, jnp.stack([jnp.all(jnp.isfinite(total.values)) for total in totals])
 
 
 class Loop:
@@ -141,9 +141,9 @@ class Loop:
         runner = self.driver.start(jax.random.key(record.config.seed))
         return from_first(lambda: runner, runner)
 
-    def _taken(self, runners: Any, metrics: tuple[Metrics, ...], leaving: bool) -> Any:
+    def _taken(self, runners: Any, metrics: tuple[Sums, ...], leaving: bool) -> Any:
         """Every run's steps and metrics go to its record; `runners`, gone back where something is not finite."""
-        zeros = jax.tree.map(lambda x: np.zeros((), x.dtype), metrics)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), metrics)
         totals = tuple(none if r.totals is None else r.totals for r, none in zip(self.records, zeros, strict=True))
         totals, fine = _add(totals, metrics)
         steps = self.runs.steps(runners)

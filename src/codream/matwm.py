@@ -24,7 +24,7 @@ from codream.imagination import Dream, dream
 from codream.latents import sample_index
 from codream.linear import lowered
 from codream.mesh import everywhere, on_shares, total
-from codream.metrics import Metrics, add_metrics, repeat
+from codream.metrics import Metrics, repeat
 from codream.optimisers import clip, norm, update_ratio
 from codream.pieces import mapped, pieces
 from codream.players import RANDOM, Past, draw_players, past_log_probs, snapshot
@@ -36,7 +36,6 @@ __all__ = [
     "Metrics",
     "State",
     "act",
-    "add_metrics",
     "init",
     "init_memory",
     "observe",

@@ -8,18 +8,41 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-__all__ = ["Metrics", "add_metrics", "repeat", "zeros_like_result"]
+__all__ = ["Metrics", "Sums", "added", "repeat", "zeros_like_result"]
 
 # name → (sum, count)
 Metrics = dict[str, tuple[Float[Array, ""], Num[Array, ""]]]
 
 
-def add_metrics(total: Any, more: Any) -> Any:
-    """Sum of two trees of metrics. Once an entry is not finite all stay as they are: it would only infect the rest."""
-    healthy = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(total)]))
-    return jax.tree.map(lambda a, b: jnp.where(healthy, a + b, a), total, more)
+class Sums(eqx.Module):
+    """Metrics as one array: a hundred numbers by themselves are as many buffers, and take the compiler long."""
+
+    values: Float[Array | np.ndarray, "*s names 2"]
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> Sums:
+        """Counts become float32, which is exact up to 16 million of them in a line of the log."""
+        numbers = [jnp.asarray(x, jnp.float32) for pair in metrics.values() for x in pair]
+        return cls(jnp.stack(numbers).reshape(-1, 2), tuple(metrics))
+
+    def __getitem__(self, name: str) -> tuple[Any, Any]:
+        """(sum, count) of one."""
+        place = self.names.index(name)
+        return self.values[..., place, 0], self.values[..., place, 1]
+
+    def items(self) -> list[tuple[str, tuple[Any, Any]]]:
+        """(name, (sum, count)) of each."""
+        return [(name, self[name]) for name in self.names]
+
+
+def added(total: Float[Array, "*s"], more: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Sum of metrics. Once an entry is not finite all stay as they are: it would only infect the rest."""
+    return jnp.where(jnp.all(jnp.isfinite(total)), total + more, total)
 
 
 def zeros_like_result(function: Callable[..., Any], *args: Any) -> Any:
@@ -41,8 +64,8 @@ def repeat(train: Any, state: Any, count: int | Int[Array, ""], key: PRNGKeyArra
     def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         params, total = carry
         params, metrics = once(params, jax.random.fold_in(key, i), given)
-        return params, add_metrics(total, metrics)
+        return params, added(total, ravel_pytree(metrics)[0])
 
-    zeros = zeros_like_result(once, params, key, given)[1]
+    zeros, metrics_of = ravel_pytree(zeros_like_result(once, params, key, given)[1])
     params, total = jax.lax.fori_loop(0, count, body, (params, zeros))
-    return eqx.combine(params, static), total
+    return eqx.combine(params, static), metrics_of(total)

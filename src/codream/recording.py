@@ -13,7 +13,7 @@ from codream.config import Config
 from codream.envs import EnvSpec
 from codream.health import STEPS, TrainingDiverged, faults
 from codream.live import Live, live_table
-from codream.metrics import Metrics
+from codream.metrics import Sums
 from codream.progress import Bar
 from codream.report.peek import Peek
 from codream.runs import Run
@@ -29,7 +29,7 @@ class Tally:
 
     def __init__(self, config: Config, rollbacks: int = 0):
         self.config, self.rollbacks = config, rollbacks
-        self.totals: Metrics | None = None  # since the last line
+        self.totals: Sums | None = None  # since the last line
         self.done = False
         self.failed: TrainingDiverged | None = None
         self.begin(0)

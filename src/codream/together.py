@@ -16,7 +16,7 @@ import numpy as np
 
 from codream.hosts import on_this
 from codream.mesh import placed
-from codream.metrics import Metrics
+from codream.metrics import Sums
 from codream.training import GraphDriver, HostDriver, Runner
 
 __all__ = ["Alone", "Runs", "Together"]
@@ -33,7 +33,7 @@ class Runs(Protocol):
         """The runners of all runs, in their order, as one value. They are used up."""
         ...
 
-    def advance(self, runners: Any) -> tuple[Any, tuple[Metrics, ...]]:
+    def advance(self, runners: Any) -> tuple[Any, tuple[Sums, ...]]:
         """One chunk of steps of all runs, and the metrics of each. `runners` is used up."""
         ...
 
@@ -60,7 +60,7 @@ class Alone:
         (runner,) = runners
         return placed(runner, self._devices)
 
-    def advance(self, runners: Runner) -> tuple[Runner, tuple[Metrics, ...]]:
+    def advance(self, runners: Runner) -> tuple[Runner, tuple[Sums, ...]]:
         runner, metrics = self.driver.advance(runners)
         return runner, (metrics,)
 
@@ -93,15 +93,15 @@ class Together:
         arrays = [eqx.filter(runner, eqx.is_array) for runner in runners]
         return jax.tree.map(lambda *each: jnp.stack(each), *arrays)
 
-    def _step(self, runners: Any) -> tuple[Any, tuple[Metrics, ...]]:
-        def one(arrays: Any) -> tuple[Any, Metrics]:
+    def _step(self, runners: Any) -> tuple[Any, tuple[Sums, ...]]:
+        def one(arrays: Any) -> tuple[Any, Sums]:
             runner, metrics = self.driver.scanned(eqx.combine(arrays, self._static))
             return eqx.filter(runner, eqx.is_array), metrics
 
         runners, metrics = jax.vmap(one)(runners)
         return runners, tuple(jax.tree.map(lambda x, run=run: x[run], metrics) for run in range(self.count))
 
-    def advance(self, runners: Any) -> tuple[Any, tuple[Metrics, ...]]:
+    def advance(self, runners: Any) -> tuple[Any, tuple[Sums, ...]]:
         return self._advance(runners)
 
     def steps(self, runners: Any) -> list[int]:

@@ -22,7 +22,7 @@ from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv, TimeStep
 from codream.guards import TimeLimit
 from codream.health import checks, summed
-from codream.metrics import Metrics
+from codream.metrics import Sums
 
 __all__ = ["GraphDriver", "HostDriver", "Runner", "choose", "common_reward", "driver_for", "learn"]
 
@@ -63,7 +63,7 @@ def common_reward(here: TimeStep, there: TimeStep) -> TimeStep:
 
 def learn(
     runner: Runner, choice: Choice, there: TimeStep, env_state: Any, config: Config, due: tuple[int, int] | None = None
-) -> tuple[Runner, Metrics]:
+) -> tuple[Runner, Sums]:
     """Observe the step that was taken, then make every update that is due (`due`, where the host knows it)."""
     learner = algorithm(config)
     paid = common_reward(runner.here, there) if config.common_reward else there
@@ -77,7 +77,7 @@ def learn(
     count = jnp.sum(ended)
     for i, agent in enumerate(state.spec.agents):
         metrics[f"episode/return/{agent}"] = (jnp.sum(jnp.where(ended, total[:, i], 0.0)), count)
-    return Runner(state, choice.memory, there, env_state, total, choice.key), metrics
+    return Runner(state, choice.memory, there, env_state, total, choice.key), Sums.of(metrics)
 
 
 def _start(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> tuple[Any, Any, Float[Array, "copies agents"]]:
@@ -148,7 +148,7 @@ class HostDriver:
         self._new(resting=False)
         return Runner(state, memory, jax.device_put(here, may_alias=False), None, returns, key)
 
-    def advance(self, runner: Runner) -> tuple[Runner, Metrics]:
+    def advance(self, runner: Runner) -> tuple[Runner, Sums]:
         """One step of all copies, and the updates it buys. `runner` is used up.
 
         With a new environment `runner` must be `whole`: its copies are reset, as they would have been anyway. With
@@ -197,7 +197,7 @@ class HostDriver:
         """The next runner is not the one that `advance` gave last."""
         self._resting, self._chosen, self._steps = resting, None, None
 
-    def run(self, runner: Runner) -> Iterator[tuple[Runner, Metrics]]:
+    def run(self, runner: Runner) -> Iterator[tuple[Runner, Sums]]:
         """Yield the runner and its metrics after every step of all copies."""
         while True:
             runner, metrics = self.advance(runner)
@@ -255,23 +255,23 @@ class GraphDriver:
         """The shapes of a runner, and all of it that is not an array; computes nothing."""
         return eqx.filter_eval_shape(self._begin, jax.random.key(0))
 
-    def step(self, runner: Runner) -> tuple[Runner, Metrics]:
+    def step(self, runner: Runner) -> tuple[Runner, Sums]:
         choice = choose(runner, self.config)
         env_state, there = jax.vmap(self.env.step)(choice.env_keys, runner.env_state, choice.action)
         return learn(runner, choice, there, env_state, self.config)
 
-    def scanned(self, runner: Runner) -> tuple[Runner, Metrics]:
+    def scanned(self, runner: Runner) -> tuple[Runner, Sums]:
         """What `advance` compiles."""
         params, static = eqx.partition(runner, eqx.is_array)
 
-        def body(params: Any, _: None) -> tuple[Any, Metrics]:
+        def body(params: Any, _: None) -> tuple[Any, Sums]:
             runner, metrics = self.step(eqx.combine(params, static))
             return eqx.filter(runner, eqx.is_array), metrics
 
         params, metrics = jax.lax.scan(body, params, None, self.chunk)
         return eqx.combine(params, static), summed(metrics)
 
-    def advance(self, runner: Runner) -> tuple[Runner, Metrics]:
+    def advance(self, runner: Runner) -> tuple[Runner, Sums]:
         """One chunk of steps and updates, and the sums of their metrics. `runner` is used up."""
         return self._chunk(runner)
 
@@ -279,7 +279,7 @@ class GraphDriver:
         """Environment steps that `runner` has done."""
         return int(runner.state.steps)
 
-    def run(self, runner: Runner) -> Iterator[tuple[Runner, Metrics]]:
+    def run(self, runner: Runner) -> Iterator[tuple[Runner, Sums]]:
         """Yield the runner and its summed metrics after every chunk."""
         while True:
             runner, metrics = self.advance(runner)
