@@ -141,7 +141,7 @@ def train(game: str, variant: str, args: argparse.Namespace, seconds: float | No
         every = args.steps // 40
         if steps // every > before // every:
             sums = jax.device_get(totals)
-            means = {k: [float(run[k][0]) / max(float(run[k][1]), 1.0) for run in sums] for k in sums[0].names}
+            means = {k: [float(run[k][0]) / max(float(run[k][1]), 1.0) for run in sums] for k in sums[0]}
             curve.append({"steps": steps, "seconds": spent, **means})
             totals = None
         if before < args.steps <= steps:

@@ -131,7 +131,7 @@ def test_nan_stops_the_run_and_names_its_part(host_run: Run, runs: Path, monkeyp
     def poison(runner: Any, metrics: Sums) -> Any:
         spoilt = ("world_model/reward", "world_model/loss", "agent/agent_0/actor_loss")
         places = jnp.array([metrics.names.index(name) for name in spoilt])
-        return runner, Sums(metrics.values.at[places, 0].set(jnp.nan), metrics.names)
+        return runner, Sums(metrics.numbers.at[places, 0].set(jnp.nan), metrics.names)
 
     run = copy_until(host_run, 200, runs / "nan")
     with monkeypatch.context() as patch:

@@ -47,12 +47,12 @@ def checks(spec: EnvSpec, here: TimeStep, there: TimeStep) -> Metrics:
 def summed(metrics: Sums) -> Sums:
     """Metrics [steps] of consecutive steps as their sums, up to and with the first step that has a fault: later ones
     would only hide where it began."""
-    fault = ~jnp.isfinite(metrics.values).all(axis=(1, 2))
+    fault = ~jnp.isfinite(metrics.numbers).all(axis=(1, 2))
     counts = jnp.cumsum(fault) - fault == 0
-    return Sums(jnp.sum(jnp.where(counts[:, None, None], metrics.values, 0.0), axis=0), metrics.names)
+    return Sums(jnp.sum(jnp.where(counts[:, None, None], metrics.numbers, 0.0), axis=0), metrics.names)
 
 
-def faults(totals: Sums | Mapping[str, tuple[Any, Any]]) -> str | None:
+def faults(totals: Mapping[str, tuple[Any, Any]]) -> str | None:
     """Which sums are not finite and what they are, origins only; None while all is well.
 
     What the environment spoils the world model learns from, and what that spoils the agents learn from.

@@ -38,7 +38,7 @@ GRACE = 10.0
 def _add(totals: tuple[Sums, ...], more: tuple[Sums, ...]) -> tuple[tuple[Sums, ...], Bool[Array, " runs"]]:
     """Sums of the metrics of each run, and whether all is finite there."""
     totals = jax.tree.map(added, totals, more)
-    return totals, jnp.stack([jnp.all(jnp.isfinite(total.values)) for total in totals])
+    return totals, jnp.stack([jnp.all(jnp.isfinite(total.numbers)) for total in totals])
 
 
 class Loop:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -18,10 +18,13 @@ __all__ = ["Metrics", "Sums", "added", "repeat", "zeros_like_result"]
 Metrics = dict[str, tuple[Float[Array, ""], Num[Array, ""]]]
 
 
-class Sums(eqx.Module):
-    """Metrics as one array: a hundred numbers by themselves are as many buffers, and take the compiler long."""
+class Sums(eqx.Module, Mapping[str, tuple[Any, Any]]):
+    """Metrics as one array: a hundred numbers by themselves are as many buffers, and take the compiler long.
 
-    values: Float[Array | np.ndarray, "*s names 2"]
+    A mapping still: name → (sum, count).
+    """
+
+    numbers: Float[Array | np.ndarray, "*s names 2"]
     names: tuple[str, ...] = eqx.field(static=True)
 
     @classmethod
@@ -31,13 +34,16 @@ class Sums(eqx.Module):
         return cls(jnp.stack(numbers).reshape(-1, 2), tuple(metrics))
 
     def __getitem__(self, name: str) -> tuple[Any, Any]:
-        """(sum, count) of one."""
+        if name not in self.names:
+            raise KeyError(name)
         place = self.names.index(name)
-        return self.values[..., place, 0], self.values[..., place, 1]
+        return self.numbers[..., place, 0], self.numbers[..., place, 1]
 
-    def items(self) -> list[tuple[str, tuple[Any, Any]]]:
-        """(name, (sum, count)) of each."""
-        return [(name, self[name]) for name in self.names]
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def added(total: Float[Array, "*s"], more: Float[Array, "*s"]) -> Float[Array, "*s"]:
