@@ -31,7 +31,7 @@ from helpers import tiny_config  # noqa: E402
 
 from codream import Run, train  # noqa: E402
 
-LONG = ("test_notebook", "test_readme", "test_training", "test_resume", "test_wm_rnd", "test_probes", "test_cli")
+LONG = ("test_examples", "test_readme", "test_training", "test_resume", "test_wm_rnd", "test_probes", "test_cli")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
