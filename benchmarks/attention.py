@@ -34,7 +34,7 @@ def microseconds(function: Callable[..., Any], args: tuple[Any, ...], repeats: i
     """Of a call, as a cell of the table; a dash where the device cannot do it."""
     compiled = jax.jit(function)
     try:
-        jax.block_until_ready(compiled(*args))
+        found = jax.block_until_ready(compiled(*args))
     except (RuntimeError, ValueError):
         return "–"
     began = time.perf_counter()
@@ -65,8 +65,8 @@ def row(name: str, shape: tuple[int, int, int, int, int], repeats: int, *, gradi
         return wanted(lambda q, k, v: dot_product_attention(q, k, v, implementation="cudnn", **how))
 
     cells = [
-        microseconds(wanted(lambda *x: products(*x, allowed, HEADS_FIRST)), (q, k_first, v_first), repeats),
-        microseconds(wanted(lambda *x: products(*x, allowed, TIME_FIRST)), (q, k, v), repeats),
+        microseconds(wanted(lambda q, k, v: products(q, k, v, allowed, HEADS_FIRST)), (q, k_first, v_first), repeats),
+        microseconds(wanted(lambda q, k, v: products(q, k, v, allowed, TIME_FIRST)), (q, k, v), repeats),
         microseconds(cudnn(mask=allowed), (q, k, v), repeats),
         microseconds(cudnn(key_value_seq_lengths=lengths), (q, k, v), repeats) if queries == 1 else "–",
     ]

@@ -217,10 +217,9 @@ def main() -> None:
             last: tuple[int, str, str | None] | None = None
             while child.is_alive() or not answers.empty():
                 try:
-                    last = answers.get(timeout=1.0)
+                    number, what, how = last = answers.get(timeout=1.0)
                 except Exception:
                     continue
-                number, what, how = last
                 if how is not None:
                     good = how in ("read", "refused by name")
                     counts[what][how if good else "NOT NAMED"] += 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -35,7 +36,7 @@ ENTRIES = {
 
 def errors(agents: codream.Agents, random: bool, episodes: int, redraws: int, seed: int) -> np.ndarray:
     """[model, floor, nothing moves] × [episodes, agents, time, entries]."""
-    env = codream.make_env("jaxmarl:MPE_simple_tag_v3")
+    env: Any = codream.make_env("jaxmarl:MPE_simple_tag_v3")
     state, config, spec = agents.state, agents.config, agents.spec
     everyone = jnp.arange(spec.num_agents)
 
@@ -71,7 +72,7 @@ def errors(agents: codream.Agents, random: bool, episodes: int, redraws: int, se
         floors.append(floor)
 
     def predicted(s) -> tuple:
-        model = state.world_model
+        model: Any = state.world_model
         code, valid = model.representation, model.obs_valid(s.focal)
         h, _ = model.unroll(symlog(s.obs), s.action[:, s.focal], s.focal, s.segment, s.acting[:, s.focal])
         now, there = symlog(s.obs[:-1]), symlog(s.obs[1:])

@@ -89,9 +89,11 @@ class Gradients:
 
         def loss(learner: Learner, state: wm_rnd.State, key: Any) -> Array:
             draw, key = jax.random.split(key)
+            model = state.world_model
+            assert model is not None
             starts = jax.tree.map(lambda x: x[FOCAL, :share], wm_rnd.draw_starts(state, draw, config))
             mine = lambda obs, mask, key: project(  # noqa: E731
-                learner, state.world_model, obs, mask, jnp.asarray(FOCAL), jnp.asarray(ALPHA), key, config
+                learner, model, obs, mask, jnp.asarray(FOCAL), jnp.asarray(ALPHA), key, config
             )
             trajectories = jax.vmap(mine)(starts.obs, starts.mask, jax.random.split(key, share))
             scale = state.rewards.scale / state.returns.scale[FOCAL]

@@ -77,7 +77,8 @@ def timed(function: Any, *args: Any, options: argparse.Namespace) -> tuple[float
     """Least seconds of a call, seconds of the compiler, and bytes that it sets aside."""
     clock = CLOCKS[options.clock]
     began = clock()
-    compiled = eqx.filter_jit(function).lower(*args).compile()
+    jitted: Any = eqx.filter_jit(function)
+    compiled = jitted.lower(*args).compile()
     spent, memory = clock() - began, compiled.compiled.memory_analysis()
     times = []
     for _ in range(options.repeats + 1):

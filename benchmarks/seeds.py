@@ -40,14 +40,14 @@ def rate(runs: Runs, seeds: int, steps: int, config: Config, clock: Any) -> tupl
     runners = runs.join([runs.driver.start(jax.random.key(seed)) for seed in range(seeds)])
     done = -1
     while done < max(config.warmup + 100, config.num_envs * config.ppo.rollout):
-        runners, metrics = runs.advance(runners)
+        runners, _ = runs.advance(runners)
         done = min(runs.steps(runners))
-    jax.block_until_ready(metrics)
+    jax.block_until_ready(runners)
     before, from_, began = clock() - began, done, clock()
     while done < from_ + steps:
-        runners, metrics = runs.advance(runners)
+        runners, _ = runs.advance(runners)
         done = min(runs.steps(runners))
-    jax.block_until_ready(metrics)
+    jax.block_until_ready(runners)
     return seeds * (done - from_) / (clock() - began), before
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import resource
 import statistics
 import time
@@ -48,7 +49,8 @@ class Part:
     changed, in the same buffers, as in training."""
 
     def __init__(self, function: Callable[..., tuple[Any, ...]], *inputs: Any, learns: bool = False):
-        self.function, self.inputs, self.learns = function, inputs, learns
+        self.function, self.learns = function, learns
+        self.inputs: tuple[Any, ...] = inputs
         self._program = Compiled(function, donate=(0,) if learns else ())
         self.first = 0.0
 
@@ -68,7 +70,7 @@ class Part:
 
     def _once(self, clock: Callable[[], float]) -> float:
         began = clock()
-        found = jax.block_until_ready(self._program(*self.inputs))
+        found: Any = jax.block_until_ready(self._program(*self.inputs))
         took = clock() - began
         if self.learns:
             self.inputs = (found[0], *self.inputs[1:])
@@ -96,14 +98,18 @@ def filled(env: Any, config: Config, driver: Any) -> tuple[Any, float]:
     rows = max(config.warmup, 2 * config.world_model.length * config.world_model.batch)
     add = eqx.filter_jit(lambda step, replay: replay.add(*step), donate="all-except-first")
     replay, here, rng = runner.state.replay, runner.here, np.random.default_rng(0)
+
+    def drawn() -> Any:
+        return rng.integers(0, env.spec.num_actions, size=(config.num_envs, env.spec.num_agents))
+
     for _ in range(rows):
-        actions = rng.integers(0, env.spec.num_actions, size=(config.num_envs, env.spec.num_agents))
+        actions = drawn()
         there = env.step(actions, rng.integers(2**31 - 1, size=config.num_envs))
         replay = add((here, actions, there), replay)
         here = there
     began = time.perf_counter()
     for _ in range(20):
-        env.step(actions, rng.integers(2**31 - 1, size=config.num_envs))
+        env.step(drawn(), rng.integers(2**31 - 1, size=config.num_envs))
     host = (time.perf_counter() - began) / 20
     steps = jnp.full_like(runner.state.steps, rows * config.num_envs)
     return eqx.tree_at(lambda r: (r.state.replay, r.state.steps), runner, (replay, steps)), host
@@ -128,15 +134,15 @@ def in_training(driver: Any, runner: Any, args: argparse.Namespace, ahead: bool)
     before, began, rounds = int(runner.state.steps), clock(), 0
     # Episodes of 25 steps and a reset, whatever is bought every so many steps.
     while rounds < 26 * args.repeats and clock() - began < args.seconds / 4:
-        runner, metrics = driver.advance(runner)
+        runner, _ = driver.advance(runner)
         rounds += 1
-    jax.block_until_ready(metrics)
+    jax.block_until_ready(runner)
     took = (clock() - began) / (int(runner.state.steps) - before)
     if args.trace:
         with jax.profiler.trace(str(args.trace / ("ahead" if ahead else "in turn"))):
             for _ in range(3):
-                runner, metrics = driver.advance(runner)
-            jax.block_until_ready(metrics)
+                runner, _ = driver.advance(runner)
+            jax.block_until_ready(runner)
     return took
 
 
@@ -197,10 +203,12 @@ def main() -> None:
         if args.out:
             args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
+    times = {}
     if args.steps_only:
         say(f"{setting(args)}\n\n| part | mean ms | | | | | | |\n|---|---|---|---|---|---|---|---|")
     else:
         times = parts_of_a_step(args, env, config, driver, runner, host, say)
+    real = math.nan
     for ahead in (False, True) if isinstance(driver, HostDriver) else (False,):
         real = in_training(driver, runner, args, ahead)
         which = ", `--async-collect`" if ahead else ""
@@ -240,9 +248,8 @@ def parts_of_a_step(
     with ThreadPoolExecutor(1 if jax.default_backend() == "cpu" else len(parts) + 1) as pool:
         pending = [pool.submit(part.begin, clock) for part in parts.values()]
         pending.append(pool.submit(driver.advance, ready(driver, runner, args)))
-        for future in pending:
-            jax.block_until_ready(future.result())
-        del pending, future
+        jax.block_until_ready([future.result() for future in pending])
+        del pending
     rates = [(matrix_rate(dtype=args.precision, clock=clock), memory_rate(clock=clock))]
     times = {name: part.timed(**options) for name, part in parts.items()}
     rates.append((matrix_rate(dtype=args.precision, clock=clock), memory_rate(clock=clock)))
