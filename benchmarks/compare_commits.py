@@ -89,6 +89,8 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error(f"--rounds must be at least 2, for an interval; got {args.rounds}")
 
     names = [args.before, args.after or "working tree"]
     lines = [

@@ -126,6 +126,11 @@ def table(out: Path) -> str:
         log = np.load(out / f"soak-{driver}.npz")
         whole = data["seconds"][-1]
         late = (data["seconds"] > whole / 6) & (data["steps"] > data["steps"].max() / 10)
+        if late.sum() < 5:
+            raise SystemExit(
+                f"expected at least 5 samples after the start in {out / f'soak-{driver}.csv'}, got {late.sum()}: "
+                f"run it for longer; a sample is taken every {EVERY:.0f} seconds"
+            )
         seconds, steps = data["seconds"][late], data["steps"][late]
         logged = (log["seconds"] > whole / 6) & (log["steps"] > data["steps"].max() / 10)
         ms, at = log["step_ms"][logged], log["seconds"][logged]
