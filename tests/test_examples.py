@@ -1,4 +1,4 @@
-"""The tour runs from top to bottom, and is kept without outputs; so does the README's first example. Both train the
+"""The README's first example runs; so does the tour, from top to bottom, and is kept without outputs. Both train the
 preset `small`, and share what is compiled."""
 
 import json
@@ -28,6 +28,8 @@ def test_outputs_are_stripped() -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in cells if cell.cell_type == "code")
 
 
+# The longest of all tests, of parts that others try one by one.
+@pytest.mark.slow
 # Jupyter's client warns of its own event loops and sockets.
 @pytest.mark.filterwarnings("default")
 def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
