@@ -90,8 +90,7 @@ from update_time import configured, filled, ready
 give_back_large()  # as `codream.train` does
 setting = SimpleNamespace(preset="paper", precision=sys.argv[1], sizes=sys.argv[2], devices=int(sys.argv[3]))
 config = configured(setting)
-agents = dataclasses.replace(config.agents, context=int(sys.argv[4]) or config.agents.context)
-config = dataclasses.replace(config, agents=agents)
+config = dataclasses.replace(config, agents=dataclasses.replace(config.agents, context=int(sys.argv[4])))
 env = codream.make_env("simple_tag", num_envs=config.num_envs)
 config = config.resolve(env.spec)
 driver = driver_for(env, config)
@@ -133,9 +132,7 @@ def main() -> None:
     parser.add_argument("--sizes", choices=("preset", "middling"), default="middling")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of ours")
     parser.add_argument("--devices", type=int, default=1, help="of ours, which share the cores")
-    parser.add_argument(
-        "--context", type=int, default=0, help="of ours; 1: without contexts, as theirs; 0: the preset's"
-    )
+    parser.add_argument("--context", type=int, default=8, help="of ours, at least 2; theirs has none")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="of theirs in a round; ours takes three times as many")
     parser.add_argument("--out", type=Path)
@@ -149,8 +146,8 @@ def main() -> None:
     ratios = [a["seconds"] / b["seconds"] for a, b in rounds]
     lines = [
         f"paper{', middling sizes' if args.sizes == 'middling' else ''}, simple_tag, {os.cpu_count()} cores; codream: "
-        f"{args.precision}, {args.devices} device{'s' if args.devices > 1 else ''}"
-        f"{f', context {args.context}' if args.context else ''}; {args.rounds} rounds",
+        f"{args.precision}, context {args.context}, {args.devices} device{'s' if args.devices > 1 else ''}; "
+        f"{args.rounds} rounds",
         "",
         "| | environment step with everything, ms | between steps, GiB | within a step, GiB | before, compiling, GiB |",
         "|---|---|---|---|---|",
