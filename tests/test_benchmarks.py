@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 TABLES = {
     "attention.py": "--trajectories 4 --repeats 1",
     "compare_commits.py": "HEAD --presets small --rounds 2",
+    "env_workers.py": "--copies 4 --workers 2 --steps 2 --rounds 1",
     "model_quality.py": "RUN --episodes 2",
     "prediction_floor.py": "RUN --episodes 2 --redraws 2",
     "projection_gradient.py": "--marks 4000 --lengths 4 --batches 2",

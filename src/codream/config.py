@@ -55,6 +55,9 @@ class Config:
     seed: int = 0
     num_envs: int = 1
     """Copies of the environment stepped together."""
+    env_workers: int = 0
+    """Processes that step the copies of a host environment, this one among them; what comes out is the same. 0: one for
+    every 4 copies, as far as there are cores, of an environment given by name; 1 for one given as an object."""
     total_steps: int = 50_000
     """Environment steps, over all copies."""
     warmup: int = 1_000
@@ -212,6 +215,7 @@ def _check_numbers(config: Config) -> None:
 
 
 KEEPING = (
+    "env_workers",
     "checkpoint_every",
     "checkpoints_kept",
     "checkpoints_nth",

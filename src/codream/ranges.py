@@ -12,6 +12,7 @@ __all__ = ["LARGEST", "RANGES", "out_of_range"]
 RANGES: dict[str, tuple[float | None, float | None]] = {
     "seed": (0, 2**31 - 1),
     "num_envs": (1, 4096),
+    "env_workers": (0, 4096),
     "total_steps": (1, None),
     "warmup": (0, None),
     "world_model_every": (1e-3, None),

@@ -31,6 +31,7 @@ except ImportError:  # Windows: two processes on one folder are not noticed
 
 from codream.config import Config, ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv, UnknownEnvironment, make_env
+from codream.envs.workers import workers_for
 
 __all__ = ["Run", "RunError", "build_env", "default_name", "library_versions", "replace_text"]
 
@@ -231,8 +232,9 @@ def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEn
     Raises UnknownEnvironment, ModuleNotFoundError for one that is not installed, and ConfigError for one that
     cannot be built or represented.
     """
+    workers = config.env_workers or (1 if env is not None else workers_for(copies))
     try:
-        return make_env(config.env if env is None else env, copies, **config.env_kwargs)
+        return make_env(config.env if env is None else env, copies, env_workers=workers, **config.env_kwargs)
     except UnknownEnvironment:
         raise
     except (TypeError, ValueError) as err:

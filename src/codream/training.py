@@ -302,6 +302,7 @@ def driver_for(env: HostEnv | GraphEnv, config: Config) -> HostDriver | GraphDri
     """The driver for an environment; `config` must be resolved for it. Raises ConfigError where it cannot be."""
     if isinstance(env, HostEnv):
         return HostDriver(env, config)
-    if config.async_collect:
-        raise ConfigError(f"async_collect is for environments on the host; {config.env} is part of the program")
+    for option in ("async_collect", "env_workers"):
+        if getattr(config, option):
+            raise ConfigError(f"{option} is for environments on the host; {config.env} is part of the program")
     return GraphDriver(env, config)

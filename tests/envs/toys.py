@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from typing import Any, ClassVar
 
 import numpy as np
@@ -225,3 +228,35 @@ class FaultyToy(Toy):
             if self.fault == "stranger":
                 self.agents.append("green_0")
         return obs, rewards, ends, cuts, infos
+
+
+class AbroadToy(Toy):
+    """Knows the process that it should be in, `home`, and does something else in any other, by name."""
+
+    def __init__(self, home: int, away: str = "") -> None:
+        super().__init__()
+        self.away = away if os.getpid() != home else ""
+        if self.away == "not made":
+            raise OSError("no licence")
+
+    def observe(self, agent: str) -> Any:
+        """What the process has imported."""
+        return np.asarray(["jax" in sys.modules, "codream" in sys.modules], float)
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        if self.away == "hangs":
+            time.sleep(60)
+        if self.away == "odd":
+            raise Odd(1, 2)
+        if self.away == "talks":
+            print("printed")
+            os.write(1, b"from C\n")
+            assert sys.stdin.read() == ""
+        return super().step(actions)
+
+
+class Odd(Exception):
+    """Cannot be unpickled: what it is made from is not what it keeps."""
+
+    def __init__(self, left: int, right: int) -> None:
+        super().__init__(f"{left} is not {right}")

@@ -186,7 +186,7 @@ def _is_ours(env: Any) -> bool:
     return isinstance(env, GraphEnv) and isinstance(env.spec, EnvSpec)
 
 
-def make_env(env: Any, num_envs: int = 1, **kwargs: Any) -> HostEnv | GraphEnv:
+def make_env(env: Any, num_envs: int = 1, *, env_workers: int = 1, **kwargs: Any) -> HostEnv | GraphEnv:
     """Build an environment from a name or an object.
 
     `env` is one of
@@ -199,7 +199,8 @@ def make_env(env: Any, num_envs: int = 1, **kwargs: Any) -> HostEnv | GraphEnv:
     - a JaxMARL environment, or anything that already is a `HostEnv` or a `GraphEnv` (returned as it is).
 
     `num_envs` is the number of copies of a host environment; one of the graph is a single copy to `jax.vmap`.
-    Other keywords go to the environment's own constructor.
+    `env_workers`: processes that step the copies of a PettingZoo environment, this one among them; they are started by
+    the first `reset` and leave with `close`. Other keywords go to the environment's own constructor.
 
     Raises `UnknownEnvironment` for a name that does not exist, `ModuleNotFoundError` with the command to type
     for a family that is not installed, `ValueError` or `TypeError` for an environment that codream cannot
@@ -208,9 +209,14 @@ def make_env(env: Any, num_envs: int = 1, **kwargs: Any) -> HostEnv | GraphEnv:
     if num_envs < 1:
         raise ValueError(f"num_envs: expected at least 1, got {num_envs}")
     if isinstance(env, str):
-        return make_named(env, num_envs, kwargs)
+        return make_named(env, num_envs, env_workers, kwargs)
     if _is_ours(env):
         _refuse_keywords(env, kwargs)
+        if env_workers > 1:
+            raise ValueError(
+                f"env_workers={env_workers} processes were asked for, but {env.spec.name} is already made and has its "
+                "copies; pass its class, a function that makes it, or its name"
+            )
         if isinstance(env, HostEnv) and num_envs not in (1, env.num_envs):
             raise ValueError(f"{env.spec.name} has {env.num_envs} copies, but num_envs={num_envs} was asked for")
         return env
@@ -221,7 +227,7 @@ def make_env(env: Any, num_envs: int = 1, **kwargs: Any) -> HostEnv | GraphEnv:
         return JaxMARLEnv(env)
     from codream.envs.pettingzoo import PettingZooEnv
 
-    return PettingZooEnv(env, num_envs, kwargs=kwargs)
+    return PettingZooEnv(env, num_envs, kwargs=kwargs, workers=env_workers)
 
 
 def _refuse_keywords(env: Any, kwargs: dict[str, Any]) -> None:

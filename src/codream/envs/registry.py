@@ -27,10 +27,10 @@ def available_envs() -> list[str]:
     return [f"{family}:{name}" for family, entry in _FAMILIES.items() for name in entry.names()]
 
 
-def make_named(name: str, num_envs: int, kwargs: dict[str, Any]) -> HostEnv | GraphEnv:
+def make_named(name: str, num_envs: int, workers: int, kwargs: dict[str, Any]) -> HostEnv | GraphEnv:
     """Build the environment that a name means (see `codream.envs.make_env`)."""
     family, full = _resolve(name)
-    return _FAMILIES[family].make(full, num_envs, kwargs)
+    return _FAMILIES[family].make(full, num_envs, workers, kwargs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class _Family:
     """Where the names of one family come from and how one of them is made."""
 
     names: Callable[[], list[str]]
-    make: Callable[[str, int, dict[str, Any]], HostEnv | GraphEnv]
+    make: Callable[[str, int, int, dict[str, Any]], HostEnv | GraphEnv]
     install: str
     prefix: str = ""  # may be left out of a name, e.g. `MPE_`
 
@@ -93,11 +93,11 @@ def _socialjax_names() -> list[str]:
     return _assigned(folder / "registration.py", "REGISTERED_ENVS") if folder else []
 
 
-def _make_mpe2(name: str, num_envs: int, kwargs: dict[str, Any]) -> HostEnv:
+def _make_mpe2(name: str, num_envs: int, workers: int, kwargs: dict[str, Any]) -> HostEnv:
     from codream.envs.pettingzoo import PettingZooEnv
 
     maker = importlib.import_module(f"mpe2.{name}").parallel_env
-    return PettingZooEnv(maker, num_envs, name=f"mpe2:{name}", kwargs=kwargs)
+    return PettingZooEnv(maker, num_envs, name=f"mpe2:{name}", kwargs=kwargs, workers=workers)
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -107,7 +107,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _make_butterfly(name: str, num_envs: int, kwargs: dict[str, Any]) -> HostEnv:
+def _make_butterfly(name: str, num_envs: int, workers: int, kwargs: dict[str, Any]) -> HostEnv:
     from codream.envs.pettingzoo import PettingZooEnv
 
     base = name.rpartition("_v")[0]
@@ -117,20 +117,21 @@ def _make_butterfly(name: str, num_envs: int, kwargs: dict[str, Any]) -> HostEnv
         raise ModuleNotFoundError(
             f"butterfly:{name} needs {err.name}, which is not installed: {_FAMILIES['butterfly'].install}"
         ) from err
-    return PettingZooEnv(maker, num_envs, name=f"butterfly:{name}", kwargs=_DEFAULTS.get(base, {}) | kwargs)
+    kwargs = _DEFAULTS.get(base, {}) | kwargs
+    return PettingZooEnv(maker, num_envs, name=f"butterfly:{name}", kwargs=kwargs, workers=workers)
 
 
-def _make_jaxmarl(name: str, num_envs: int, kwargs: dict[str, Any]) -> GraphEnv:
+def _make_jaxmarl(name: str, num_envs: int, workers: int, kwargs: dict[str, Any]) -> GraphEnv:
     from codream.envs.jaxmarl import make_jaxmarl
 
-    del num_envs  # a graph environment is one copy; its driver maps over copies
+    del num_envs, workers  # a graph environment is one copy; its driver maps over copies
     return make_jaxmarl(name, **kwargs)
 
 
-def _make_socialjax(name: str, num_envs: int, kwargs: dict[str, Any]) -> GraphEnv:
+def _make_socialjax(name: str, num_envs: int, workers: int, kwargs: dict[str, Any]) -> GraphEnv:
     from codream.envs.socialjax import make_socialjax
 
-    del num_envs
+    del num_envs, workers
     return make_socialjax(name, **kwargs)
 
 

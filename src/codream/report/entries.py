@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from codream.config import KEEPING
 from codream.report.lines import metrics_of
 from codream.report.measures import saved_measures
 from codream.runs import Run
@@ -53,19 +54,7 @@ def entry_of(run: Run) -> Entry:
     )
 
 
-FREE = (
-    "seed",
-    "total_steps",
-    "checkpoint_every",
-    "checkpoints_kept",
-    "checkpoints_nth",
-    "checkpoints_best",
-    "checkpoints_best_episodes",
-    "log_every",
-    "on_nan",
-    "rollbacks",
-    "env_time_limit",
-)
+FREE = ("seed", "total_steps", *KEEPING)
 """Options that do not make another method of a run."""
 
 
