@@ -119,6 +119,7 @@ def test_runs_that_differ_in_what_no_program_reads_share_programs(algo: str) -> 
         on_nan="rollback",
         rollbacks=7,
         env_time_limit=7.0,
+        env_workers=7,
         log_every=7,
         async_collect=algo == "matwm",
         total_steps=base.total_steps + (7 if algo == "matwm" else 0),

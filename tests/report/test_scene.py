@@ -23,7 +23,7 @@ def test_positions_are_those_of_the_world(name: str) -> None:
     here = env.reset(np.array([3]))
     found = layouts(env.spec)
     assert found is not None
-    world = env._envs[0].unwrapped.world
+    world = env._copies.envs[0].unwrapped.world
     truly = np.array([body.state.p_pos for body in world.agents])
     places = np.array([body.state.p_pos for body in world.landmarks])
     for i, layout in enumerate(found):

@@ -56,9 +56,9 @@ class PettingZooEnv:
         workers: int = 1,
     ) -> None:
         self.num_envs = num_envs
-        sizes = _shared_out(num_envs, workers)
+        self._shares = _shared_out(num_envs, workers)
         source = _source(env, dict(kwargs or {}))
-        envs = source.make(sizes[0], original=True)
+        envs = source.make(self._shares[0].stop, original=True)
         one = envs[0]
         self._name = name or str(
             getattr(one, "metadata", {}).get("name") or type(getattr(one, "unwrapped", one)).__name__
@@ -85,10 +85,8 @@ class PettingZooEnv:
         )
         self._layout = Layout(self._name, self.spec.obs_shape, self.spec.obs_dtype, self.spec.num_actions)
         self._copies = Copies(envs, self._encoders, self._layout)
-        ends = np.cumsum(sizes).tolist()
-        self._elsewhere = list(zip(ends[:-1], sizes[1:], strict=True))  # first copy and number of copies of each worker
-        self._sent = packed(source, self._name) if self._elsewhere else b""
-        self._workers: list[Worker] = []  # begun by the first `reset`
+        self._sent = packed(source, self._name) if len(self._shares) > 1 else b""
+        self._workers: list[Worker] = []  # of all shares but the first; begun by the first `reset`
 
     def __repr__(self) -> str:
         return f"PettingZooEnv({self._name!r}, num_envs={self.num_envs})"
@@ -147,15 +145,13 @@ class PettingZooEnv:
 
     def _all(self, call: str, *each: list[Any]) -> TimeStep:
         """Every process does it with its copies at the same time, this one with the first. `each`: lists by copy."""
-        sizes = [len(self._copies.envs), *(count for _, count in self._elsewhere)]
-        ends = np.cumsum(sizes)
-        shares = [[one[end - size : end] for one in each] for size, end in zip(sizes, ends, strict=True)]
+        here, *elsewhere = ([one[share] for one in each] for share in self._shares)
         try:
             if not self._workers:
-                self._workers = [Worker(self._sent, self._layout, *at) for at in self._elsewhere]
-            for worker, share in zip(self._workers, shares[1:], strict=True):
+                self._workers = [Worker(self._sent, self._layout, share) for share in self._shares[1:]]
+            for worker, share in zip(self._workers, elsewhere, strict=True):
                 worker.send(call, *share)
-            parts = [getattr(self._copies, call)(*shares[0])]
+            parts = [getattr(self._copies, call)(*here)]
             parts += [worker.receive() for worker in self._workers]
         except BaseException as err:
             self._stop()  # what they would answer next is not known; `reset` starts others
@@ -190,12 +186,12 @@ class PettingZooEnv:
 # ------------------------------------------------------------------------------------------ making copies
 
 
-def _shared_out(copies: int, workers: int) -> list[int]:
-    """How many copies each process has."""
+def _shared_out(copies: int, workers: int) -> list[slice]:
+    """Which copies each process has."""
     if workers < 1:
         raise ValueError(f"env_workers: expected at least 1, got {workers}")
     workers = min(workers, copies)
-    return [copies // workers + (k >= workers - copies % workers) for k in range(workers)]
+    return [slice(k * copies // workers, (k + 1) * copies // workers) for k in range(workers)]
 
 
 def _source(env: Any, kwargs: dict[str, Any]) -> Source:

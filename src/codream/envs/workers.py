@@ -54,13 +54,14 @@ def packed(source: Source, what: str) -> bytes:
 
 
 class Worker:
-    """A process that has some of the copies: `count` of them from number `start`. `source`: where from, as `packed`.
+    """A process that has some of the copies. `source`: where they come from, as `packed`.
 
     Every `send` is followed by a `receive`; in between both processes work.
     """
 
-    def __init__(self, source: bytes, layout: Layout, start: int, count: int) -> None:
-        self._copies = f"copy {start}" if count == 1 else f"copies {start} to {start + count - 1}"
+    def __init__(self, source: bytes, layout: Layout, share: slice) -> None:
+        start, count = share.start, share.stop - share.start
+        self._copies = f"copy {start}" if count == 1 else f"copies {start} to {share.stop - 1}"
         self._name = layout.name
         # -P: this file's folder has modules with the names of libraries.
         self._process = subprocess.Popen(
@@ -117,16 +118,15 @@ def _ends(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """A process leaves when nothing more can come."""
-    outbox, inbox = _ends(process)
-    with contextlib.suppress(OSError):  # unsent rest of a message to one that has ended
-        outbox.close()
+    """A process leaves when nothing more can come, or its answer is not wanted."""
+    for end in _ends(process):
+        with contextlib.suppress(OSError):  # the unsent rest of a message to one that has ended
+            end.close()
     try:
         process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    inbox.close()
 
 
 # ------------------------------------------------------------------------------------------ the other end
