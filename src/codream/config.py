@@ -57,7 +57,8 @@ class Config:
     """Copies of the environment stepped together."""
     env_workers: int = 0
     """Processes that step the copies of a host environment, this one among them; what comes out is the same. 0: one for
-    every 4 copies, as far as there are cores, of an environment given by name; 1 for one given as an object."""
+    every 4 copies, up to 8 and as far as there are cores, of an environment given by name; 1 for one given as an
+    object."""
     total_steps: int = 50_000
     """Environment steps, over all copies."""
     warmup: int = 1_000

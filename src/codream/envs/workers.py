@@ -25,6 +25,8 @@ __all__ = ["Worker", "cores", "packed", "workers_for"]
 
 PER_WORKER = 4
 """Copies that are worth a process."""
+MOST = 8
+"""Processes that are begun unasked: each takes memory, and not every container says how many cores it may use."""
 PATIENCE = 2.0
 """Seconds that a process has to leave."""
 
@@ -36,8 +38,8 @@ def cores() -> int:
 
 
 def workers_for(copies: int) -> int:
-    """Processes for so many copies, this one among them: one for each 4, and no more than there are cores."""
-    return max(1, min(cores(), copies // PER_WORKER))
+    """Processes for so many copies, this one among them: one for each 4, up to 8, and no more than there are cores."""
+    return max(1, min(cores(), MOST, copies // PER_WORKER))
 
 
 def packed(source: Source, what: str) -> bytes:
