@@ -13,11 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-__all__ = ["Copies", "CopyFailed", "Layout", "Rows", "Source"]
+__all__ = ["Copies", "CopyFailed", "Layout", "Rows", "Source", "raised"]
 
 
 class CopyFailed(RuntimeError):
     """A copy raised, or answered against its own spaces; `__cause__` is its own error, if it has one."""
+
+
+def raised(name: str, call: str, copy: int, step: int, err: Exception) -> str:
+    """What is said of a copy that raised."""
+    return f"{name}: {call} of copy {copy} raised at step {step} of its episode: {type(err).__name__}: {err}"
 
 
 class Layout(NamedTuple):
@@ -206,10 +211,7 @@ class Copies:
             raise self._wrong(c, "no agent acts after reset (env.agents is empty)")
 
     def _failure(self, call: str, c: int, err: Exception) -> CopyFailed:
-        return CopyFailed(
-            f"{self._layout.name}: {call} of copy {self._start + c} raised at step {self._steps[c]} of its episode: "
-            f"{type(err).__name__}: {err}"
-        )
+        return CopyFailed(raised(self._layout.name, call, self._start + c, int(self._steps[c]), err))
 
     def _wrong(self, c: int, what: str) -> CopyFailed:
         return CopyFailed(f"{self._layout.name}: copy {self._start + c}, step {self._steps[c]} of its episode: {what}")

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from codream.envs import EnvironmentFailure, EnvSpec, TimeStep
-from codream.envs.copies import Copies, CopyFailed, Layout, Rows, Source
+from codream.envs.copies import Copies, CopyFailed, Layout, Rows, Source, raised
 from codream.envs.spaces import Encoder, discrete
 from codream.envs.workers import Worker, packed
 
@@ -177,9 +177,7 @@ class PettingZooEnv:
         try:
             _, infos = env.reset(seed=0)
         except Exception as err:
-            raise EnvironmentFailure(
-                f"{self._name}: reset of copy 0 raised at step 0 of its episode: {type(err).__name__}: {err}"
-            ) from err
+            raise EnvironmentFailure(raised(self._name, "reset", 0, 0, err)) from err
         return any("action_mask" in info for info in infos.values())
 
 
