@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from jaxtyping import Int
 
 from codream import checkpoint as checkpoints
 from codream.algorithms import State, algorithm
+from codream.compiled import quick_jit
 from codream.config import Config
 from codream.envs import EnvSpec, TimeStep
 from codream.runs import Run, RunError, build_env
@@ -57,7 +57,7 @@ def load(
 def _acting(config: Config, greedy: bool, backend: str) -> Callable[..., Any]:
     """How agents act, compiled; kept, so that those of other runs or checkpoints need not compile it anew."""
     learner = algorithm(config)
-    return eqx.filter_jit(
+    return quick_jit(
         lambda state, memory, here, key: learner.act(state, memory, here, key, config, collect=False, greedy=greedy)
     )
 

@@ -10,14 +10,14 @@ import dataclasses
 import math
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from codream import markov_quality, matwm
 from codream.agents import Agents
+from codream.compiled import quick_jit
 from codream.envs import EnvSpec, HostEnv, TimeStep
 from codream.evaluation import as_host
 from codream.foresight import Foresight, foresight
@@ -26,6 +26,8 @@ from codream.linear import dense, tree_of
 from codream.world_model import Hidden, Sequence, WorldModel
 
 __all__ = ["ModelQuality", "Recording", "measure", "record", "sequences_of"]
+
+PIECE = 64  # sequences that are measured at a time, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,13 +205,9 @@ def measure(
     else:
         episodes = len(played[0][0].first)
     s = sequences_of(*played, spec.num_agents)
-    key = jax.random.key(seed)
-    keys = jax.random.split(key, len(s.obs))
-    # In slices, so that image models need no more memory than a training batch.
-    slices = [slice(i, i + 64) for i in range(0, len(s.obs), 64)]
-    one = eqx.filter_jit(jax.vmap(one_step, in_axes=(None, 0, 0)))
-    parts = [jax.device_get(one(model, jax.tree.map(lambda x, i=i: x[i], s), keys[i])) for i in slices]
-    got = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    keys = jax.random.split(jax.random.key(seed), len(s.obs))
+    one = agents.compiled.setdefault("one step", _of_rows(one_step))
+    got = _in_pieces(one, np.arange(len(s.obs)), model, s, keys)
     acts = got["acts"]
     mean = {name: float(got[name][acts].mean()) for name in ("reconstruction", "one_step", "one_step_sampled", "still")}
 
@@ -227,13 +225,9 @@ def measure(
     by_horizon = still_by_horizon = (math.nan,)
     whole = acts[:, : context - 1 + horizon].all(axis=1) & (acts.shape[1] >= context - 1 + horizon)
     if whole.any():
-        rows = np.flatnonzero(whole)
-        loop = eqx.filter_jit(jax.vmap(lambda m, s, k: open_loop(m, s, horizon, samples, context, k), (None, 0, 0)))
-        chunks = [rows[i : i + 64] for i in range(0, len(rows), 64)]
-        errors = [jax.device_get(loop(model, jax.tree.map(lambda x, c=c: x[c], s), keys[c])) for c in chunks]
-        by_horizon, still_by_horizon = (
-            tuple(float(x) for x in np.concatenate([e[k] for e in errors]).mean(axis=0)) for k in range(2)
-        )
+        loop = agents.compiled.setdefault("open loop", _of_rows(open_loop))
+        errors = _in_pieces(loop, np.flatnonzero(whole), model, s, keys, horizon, samples, context)
+        by_horizon, still_by_horizon = (tuple(float(x) for x in e.mean(axis=0)) for e in errors)
     seen = _foresight(got["team"], s, spec) if "team" in got else None
     accuracy, base_rate = _overall(seen, s)
     return ModelQuality(
@@ -250,6 +244,25 @@ def measure(
         base_rate=base_rate,
         foresight=seen,
     )
+
+
+def _of_rows(function: Any) -> Any:
+    """`function` of a model, a sequence, settings and a key, compiled for those rows of sequences and keys."""
+
+    def of(rows: Int[Array, " rows"], model: Any, s: Sequence, keys: Key[Array, " all"], *settings: int) -> Any:
+        given = jax.tree.map(lambda x: x[rows], (s, keys))
+        return jax.vmap(lambda s, key: function(model, s, *settings, key))(*given)
+
+    return quick_jit(of)
+
+
+def _in_pieces(function: Any, rows: Int[np.ndarray, " rows"], *given: Any) -> Any:
+    """`function` of those rows: in pieces, so that image models need no more memory than a training batch, and all of
+    one size, so that one program is compiled. The last is filled up with rows that others have."""
+    pieces = -(-len(rows) // PIECE)
+    filled = np.resize(rows, (pieces, -(-len(rows) // pieces)))
+    out = [jax.device_get(function(jnp.asarray(piece), *given)) for piece in filled]
+    return jax.tree.map(lambda *x: np.concatenate(x)[: len(rows)], *out)
 
 
 def _functions(agents: Agents) -> tuple[Any, int, Any, Any]:

@@ -5,7 +5,6 @@ Both call the same `choose` and `learn`, so they share every line of the algorit
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from codream.algorithms import algorithm
-from codream.compiled import Compiled
+from codream.compiled import Compiled, quick_jit
 from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv, TimeStep
 from codream.guards import TimeLimit
@@ -87,15 +86,8 @@ def _start(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> tuple[Any, Any, 
     return state, memory, jnp.zeros((config.num_envs, spec.num_agents))
 
 
-def _once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled to run once: the compiler takes two fifths of the time, for the same numbers. A set level stays."""
-    level = "xla_backend_optimization_level"
-    options = {} if level in os.environ.get("XLA_FLAGS", "") else {level: 1, "xla_cpu_use_fusion_emitters": False}
-    return eqx.filter_jit(function, compiler_options=options)  # pyright: ignore[reportCallIssue]
-
-
 # As one program: run piece by piece, a fresh state compiles dozens of small ones.
-_compiled_start = _once(_start)
+_compiled_start = quick_jit(_start)
 
 
 @jax.jit
@@ -246,7 +238,7 @@ class GraphDriver:
         return Runner(state, memory, here, env_state, returns, key)
 
     def start(self, key: PRNGKeyArray) -> Runner:
-        runner = _once(self._begin)(key)
+        runner = quick_jit(self._begin)(key)
         # Every leaf a buffer of its own, since the chunks reuse them, and of no weak type, as in a checkpoint: else a
         # run that goes on would be compiled anew.
         return jax.tree.map(lambda x: jnp.array(x, x.dtype) if eqx.is_array(x) else x, runner)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped
 from codream import matwm
 from codream.actor_critic import Actor, Critic
 from codream.agents import Agents
+from codream.compiled import quick_jit
 from codream.envs import EnvSpec
 from codream.linear import dense
 from codream.markov_quality import imagine_along
@@ -100,7 +101,7 @@ def dreams_of(
     dream, context = _dreamer(agents)
     start = min(context, max(longest // 3, 2)) - 1
     found = []
-    run = agents.compiled.setdefault("dream", eqx.filter_jit(dream))
+    run = agents.compiled.setdefault("dream", quick_jit(dream))
     for k, ((label, _), (steps, actions), length) in enumerate(zip(chosen, one, lengths, strict=True)):
         s = jax.tree.map(lambda x, n=longest + 1: _stretch(x, n), sequences_of(steps, actions, n), is_leaf=eqx.is_array)
         keys = jax.random.split(jax.random.key(seed + k), samples)
