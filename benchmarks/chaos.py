@@ -1,13 +1,14 @@
 """What can happen to a training process, many times; after each, the run goes on and must end as it would have.
 
-    python benchmarks/chaos.py [--kills 100] [--each 4] [--driver host|graph] [--seed 0] [--out FILE]
+    python benchmarks/chaos.py [--kills 100] [--each 4] [--driver host|graph] [--env-workers 2] [--seed 0] [--out FILE]
 
 A small run (a toy game, tiny networks, a checkpoint every 40 steps; two of three by PPO with curiosity, the third by
 MATWM) is disturbed in both drivers: killed at random moments, asked to leave, its disk filled, its files damaged, its
 environment broken. Then it is resumed, without any repair by hand, until it is done. It has survived if its final state
 equals the uninterrupted run's leaf by leaf and bit by bit, and if nothing older than the last complete checkpoint was
-lost on the way. Prints a table of fault × times tried × survived. Trials are forked from this process, which computes
-nothing itself. Needs Linux; a full disk needs root, for a small tmpfs.
+lost on the way, nor a process that steps its environment left behind. Prints a table of fault × times tried × survived.
+Trials are forked from this process, which computes nothing itself. Needs Linux; a full disk needs root, for a small
+tmpfs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import multiprocessing as mp
 import os
@@ -51,7 +53,8 @@ NOTHING, RAISE, HANG, SHAPE, NAN_OBS, NAN_REWARD = range(6)
 
 _fork = mp.get_context("fork")
 phase = _fork.Value("i", START)  # of the trial that runs
-fault = _fork.Value("i", NOTHING)  # that the host environment commits
+fault_file = tempfile.NamedTemporaryFile(prefix="chaos-fault-")  # noqa: SIM115  (as long as this process)
+fault = np.memmap(fault_file.name, np.int32, "w+", shape=1)  # that the host environment commits, in every process
 
 
 class Toy:
@@ -61,8 +64,9 @@ class Toy:
     possible_agents: ClassVar[list[str]] = ["cat_0", "mouse_0"]
     unwrapped = property(lambda self: self)
 
-    def __init__(self) -> None:
+    def __init__(self, fault_file: str) -> None:
         self.agents: list[str] = []
+        self.fault = np.memmap(fault_file, np.int32, "r")
 
     def observation_space(self, agent: str) -> spaces.Space:
         return spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -76,16 +80,16 @@ class Toy:
         return self._observe(), {agent: {} for agent in self.agents}
 
     def step(self, actions: dict[str, int]) -> tuple[dict, dict, dict, dict, dict]:
-        if fault.value == RAISE:
+        if self.fault[0] == RAISE:
             raise ZeroDivisionError("an accident")
-        if fault.value == HANG:
+        if self.fault[0] == HANG:
             time.sleep(1e6)
         self.taken += 1
         everyone, over = list(self.agents), self.taken == 6
         same = float(actions["cat_0"] == actions["mouse_0"])
         if over:
             self.agents = []
-        reward = float("nan") if fault.value == NAN_REWARD else same
+        reward = float("nan") if self.fault[0] == NAN_REWARD else same
         return (
             self._observe(),
             {"cat_0": reward, "mouse_0": -same},
@@ -95,9 +99,9 @@ class Toy:
         )
 
     def _observe(self) -> dict[str, np.ndarray]:
-        size = 3 if fault.value == SHAPE else 2
+        size = 3 if self.fault[0] == SHAPE else 2
         seen = {agent: self.rng.normal(size=size).astype(np.float32) for agent in self.possible_agents}
-        if fault.value == NAN_OBS:
+        if self.fault[0] == NAN_OBS:
             seen["cat_0"][0] = np.nan
         return seen
 
@@ -146,10 +150,11 @@ class GraphToy:
         return (taken, total), answer
 
 
-def configuration(algo: str) -> codream.Config:
+def configuration(algo: str, env_workers: int) -> codream.Config:
     """A run of a few seconds."""
     common: dict[str, Any] = {
         "num_envs": 2,
+        "env_workers": env_workers,
         "total_steps": STEPS,
         "checkpoint_every": EVERY,
         "log_every": 20,
@@ -194,7 +199,16 @@ def tell_phases() -> None:
     saving.checkpoints.write, trainer._draw = writing, drawing
 
 
-def work(driver: str, algo: str, path: Path, *, fresh: bool = False, broken: str = "", jumps: bool = False) -> int:
+def work(
+    driver: str,
+    algo: str,
+    path: Path,
+    env_workers: int,
+    *,
+    fresh: bool = False,
+    broken: str = "",
+    jumps: bool = False,
+) -> int:
     """Train the run in `path`, or go on with it. Returns the exit status that `codream train` would have."""
     import jax
 
@@ -207,12 +221,12 @@ def work(driver: str, algo: str, path: Path, *, fresh: bool = False, broken: str
         clock, rng = time.time, random.Random(0)
         time.time = lambda: clock() + rng.choice([-1e6, 0.0, 1e6])
     tell_phases()
-    env: Any = Toy if driver == "host" else GraphToy(broken)
+    env: Any = functools.partial(Toy, fault_file.name) if driver == "host" else GraphToy(broken)
     resume = path if (path / "config.json").exists() else None
     options: dict[str, Any] = {"resume": resume} if resume else {"name": path.name, "root": path.parent}
 
     def train(*_: Any, **__: Any) -> Any:
-        codream.train(configuration(algo), env=env, progress=False, **options)
+        codream.train(configuration(algo, env_workers), env=env, progress=False, **options)
         raise SystemExit(0)
 
     cli.train = train
@@ -246,9 +260,35 @@ def in_child(function: Callable[[], int], log: Path) -> Any:
 # ------------------------------------------------------------------------------------------ faults, from outside
 
 
+def stepping_for(child: Any) -> list[int]:
+    """The processes that step copies of the environment for the trial."""
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+    with contextlib.suppress(OSError):
+        pids = [int(pid) for pid in children.read_text().split()]
+        return [pid for pid in pids if b"workers.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return []
+
+
+def gone(pids: list[int], within: float = 10.0) -> bool:
+    until = time.monotonic() + within
+    while any(runs(pid) for pid in pids):
+        if time.monotonic() > until:
+            print(f"still there: {pids}", flush=True)
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process, and not only its exit status."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
 class Chaos:
-    def __init__(self, driver: str, algos: list[str], rng: random.Random, root: Path):
-        self.driver, self.rng, self.root = driver, rng, root
+    def __init__(self, driver: str, algos: list[str], env_workers: int, rng: random.Random, root: Path):
+        self.driver, self.env_workers, self.rng, self.root = driver, env_workers, rng, root
         self.log = root / "log.txt"
         self.tried: collections.Counter[str] = collections.Counter()
         self.survived: collections.Counter[str] = collections.Counter()
@@ -277,7 +317,7 @@ class Chaos:
         return self.durations[self.algo]
 
     def start(self, path: Path, **options: Any) -> Any:
-        return in_child(lambda: work(self.driver, self.algo, path, **options), self.log)
+        return in_child(lambda: work(self.driver, self.algo, path, self.env_workers, **options), self.log)
 
     def status(self, child: Any, within: float = 600.0) -> int | None:
         child.join(within)
@@ -362,10 +402,11 @@ class Chaos:
                 before = self.complete(path)
                 child = self.start(path, fresh=aim == COMPILE)
                 phases.append(self.moment(child, aim))
+                stepping = stepping_for(child)
                 child.kill()
                 child.join()
                 # A later checkpoint may have come, none may have gone.
-                good = good and self.complete(path) >= before
+                good = good and self.complete(path) >= before and gone(stepping)
             total -= len(phases)
             good = self.finish(path) and good
             for name in phases:
@@ -473,11 +514,25 @@ class Chaos:
         child = self.start(path)
         self.wait_for(child, TRAIN)
         child.join(self.rng.uniform(0, self.duration / 3))
-        fault.value = kind
+        fault[0] = kind
         status = self.status(child)
-        fault.value = NOTHING
+        fault[0] = NOTHING
         good = status == 1 or (status == 0 and self.complete(path) >= STEPS)
         self.count(f"environment {what}", self.finish(path) and good)
+        self.delete(path)
+
+    def helper_killed(self) -> None:
+        path = self.new()
+        child = self.start(path)
+        self.wait_for(child, TRAIN)
+        child.join(self.rng.uniform(0, self.duration / 3))
+        stepping = stepping_for(child)
+        for pid in stepping:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        status = self.status(child)
+        good = status == 1 or (status == 0 and self.complete(path) >= STEPS)
+        self.count("kill -9 of a process that steps copies", self.finish(path) and good)
         self.delete(path)
 
     def broken_graph(self, what: str) -> None:
@@ -512,6 +567,8 @@ class Chaos:
                 self.environment(SHAPE, "answers with a wrong shape")
                 self.environment(NAN_OBS, "answers NaN as observation")
                 self.environment(NAN_REWARD, "answers NaN as reward")
+                if self.env_workers > 1:
+                    self.helper_killed()
         if each:
             self.signals("SIGTERM", twice=True)
             self.signals("SIGINT", twice=True)
@@ -541,6 +598,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=4, help="times of every other fault in each driver")
     parser.add_argument("--driver", choices=("host", "graph"))
     parser.add_argument("--algos", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
+    parser.add_argument("--env-workers", type=int, default=1, help="processes that step the copies of the host driver")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--root", type=Path, help="folder that keeps what was compiled, and the reference runs")
     parser.add_argument("--out", type=Path, help="JSON file of the counts, added to if it exists")
@@ -551,7 +609,7 @@ def main() -> None:
     for driver in drivers:
         root = args.root / driver if args.root else Path(tempfile.mkdtemp(prefix=f"chaos-{driver}-"))
         root.mkdir(parents=True, exist_ok=True)
-        chaos = Chaos(driver, args.algos, random.Random(args.seed), root)
+        chaos = Chaos(driver, args.algos, args.env_workers if driver == "host" else 1, random.Random(args.seed), root)
         if driver in results:
             chaos.tried, chaos.survived = map(collections.Counter, results[driver])
 
