@@ -8,14 +8,18 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the suite's time is the compiler's, which then takes about a quarter of it.
-os.environ["XLA_FLAGS"] = (
-    f"--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
+# The second flag is none any more from jaxlib 0.11.1 on.
+os.environ["XLA_FLAGS"] = " ".join(
+    ["--xla_backend_optimization_level=0"]
+    + ["--xla_cpu_use_fusion_emitters=false"] * (tuple(map(int, version("jaxlib").split(".")[:3])) < (0, 11, 1))
+    + [os.environ.get("XLA_FLAGS", "")]
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "codream-tests-jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

@@ -72,3 +72,17 @@ def test_nothing_is_remembered_of_what_is_gone() -> None:
     del kept
     gc.collect()
     assert len(compiled._APART) == before
+
+
+def test_options_that_the_compiler_does_not_have_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_QUICK", {"xla_backend_optimization_level": 1, "xla_cpu_of_next_year": True})
+    monkeypatch.setenv("XLA_FLAGS", "")
+    compiled._options.cache_clear()
+    try:
+        assert compiled._options() == {"xla_backend_optimization_level": 1}
+        assert compiled.quick_jit(lambda x: x + 1)(1) == 2
+        monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
+        compiled._options.cache_clear()
+        assert compiled._options() == {}
+    finally:
+        compiled._options.cache_clear()

@@ -1,6 +1,7 @@
 """A run that stopped and went on equals one that never stopped, leaf by leaf; and what stops a run."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,42 @@ def test_graph_run_resumed_equals_the_uninterrupted_one(runs: Path) -> None:
     env = make_env(config.env)
     begun = driver_for(env, config.resolve(env.spec)).start(jax.random.key(0))
     assert not any(getattr(x, "weak_type", False) for x in jax.tree.leaves(begun))
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_copies_that_end_early_wait_where_a_checkpoint_is_due(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    monkeypatch.setattr(HostDriver, "cut", None)
+    make = lambda: Toy(uneven=True)  # noqa: E731
+    config = toy_config(async_collect=ahead)
+    whole = train(config, env=make, name=f"waits-{ahead}", root=runs, progress=False)
+    # Each comes at most an episode (9 steps) of every copy late, and the end too.
+    steps = [0, *sorted(saved(whole.checkpoints))]
+    assert len(steps) == 4
+    assert all(40 <= after - before < 40 + 2 * 9 for before, after in itertools.pairwise(steps))
+    after = arrays(whole)
+    assert after["here.last"].all()
+    # Whole episodes: each begins, goes on and ends; those who wait act as little as those who have ended.
+    rows = int(after["state.replay.filled"])
+    acting, other = np.moveaxis(after["state.replay.acting"][:rows], -1, 0)
+    assert (acting == other).all()
+    assert acting.sum() == steps[-1]
+    lengths, waited = [], 0
+    for copy in range(2):
+        begins = np.flatnonzero(after["state.replay.first"][:rows, copy])
+        for a, b in zip(begins, [*begins[1:], rows], strict=True):
+            length = int(acting[a:b, copy].sum())
+            assert acting[a : a + length, copy].all()
+            lengths.append(length)
+            waited += b - a - length - 1
+    assert set(lengths) <= set(range(3, 10))
+    assert waited > 0
+    assert sum(line.get("episode/count", 0) for line in whole.metrics()) == len(lengths)
+    killed = copy_until(whole, steps[1], runs / f"waits-killed-{ahead}")
+    train(resume=killed, env=make, progress=False)
+    assert_same(arrays(whole), arrays(killed))
+    assert timeless(whole) == timeless(killed)
 
 
 def test_uneven_episodes_are_cut_where_no_common_end_comes(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

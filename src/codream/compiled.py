@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import equinox as eqx
@@ -16,13 +17,28 @@ _APART: dict[int, tuple[weakref.ref, list[Any], Any]] = {}
 """Leaves and structure of the modules that compiled functions gave and somebody still holds, by `id`."""
 
 _LEVEL = "xla_backend_optimization_level"
+_QUICK = {_LEVEL: 1, "xla_cpu_use_fusion_emitters": False}
 
 
 def quick_jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """`eqx.filter_jit` with less care, for what does not learn: the compiler takes two fifths of the time, for the same
     numbers. A level set in XLA_FLAGS stays."""
-    options = {} if _LEVEL in os.environ.get("XLA_FLAGS", "") else {_LEVEL: 1, "xla_cpu_use_fusion_emitters": False}
-    return eqx.filter_jit(function, compiler_options=options)  # pyright: ignore[reportCallIssue]
+    compiled = cache(lambda: eqx.filter_jit(function, compiler_options=_options()))  # pyright: ignore[reportCallIssue]
+    return lambda *given: compiled()(*given)
+
+
+@cache
+def _options() -> dict[str, Any]:
+    """Those that the compiler has: XLA drops some of its options in time (the older emitters in jaxlib 0.11.1)."""
+    return {} if _LEVEL in os.environ.get("XLA_FLAGS", "") else {k: v for k, v in _QUICK.items() if _known(k, v)}
+
+
+def _known(name: str, value: Any) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value})()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 class Compiled:

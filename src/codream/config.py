@@ -60,7 +60,8 @@ class Config:
     every 4 copies, up to 8 and as far as there are cores, of an environment given by name; 1 for one given as an
     object."""
     total_steps: int = 50_000
-    """Environment steps, over all copies."""
+    """Environment steps, over all copies; a few more where episodes that still run are finished, or on in-graph
+    environments up to a chunk of 16 steps of every copy."""
     warmup: int = 1_000
     """Steps with uniformly random actions before anything is trained."""
     world_model_every: float = 1.0
@@ -68,7 +69,7 @@ class Config:
     agents_every: float = 1.0
     """Environment steps for each update of all agents."""
     checkpoint_every: int = 5_000
-    """Environment steps between checkpoints."""
+    """Environment steps between checkpoints; on a host environment each waits for running episodes to end."""
     checkpoints_kept: int = 3
     """Latest checkpoints kept."""
     checkpoints_nth: int = 0

@@ -28,7 +28,7 @@ from codream.training import Runner
 __all__ = ["GRACE", "PATIENCE", "Loop"]
 
 PATIENCE = 1_000
-"""Steps that a due checkpoint waits for all copies to end their episodes at once, before they are cut."""
+"""Steps that a due checkpoint waits for all copies to end their episodes, before those that go on are cut."""
 
 GRACE = 10.0
 """Seconds that a run which was asked to leave waits for a step from which it can be resumed exactly."""
@@ -122,7 +122,9 @@ class Loop:
                 waited += due[run]
                 runner = self.runs.member(runners, run)
                 whole = self.driver.whole(runner)
-                # No cut for a signal: going on would not give what the uninterrupted run gives.
+                # Neither held nor cut for a signal: going on would not give what the uninterrupted run gives.
+                if due[run] and not whole:
+                    self.driver.hold()
                 if whole or waited > PATIENCE:
                     if not whole:
                         runner = self.driver.cut(runner)

@@ -122,6 +122,7 @@ class HostDriver:
         self.env, self.config, self.spec = env, config, env.spec
         self._limit = TimeLimit(config.env_time_limit, EnvironmentFailure)
         self._resting = True  # no episode is running, so the next step starts one in every copy
+        self._holding = False  # copies whose episode has ended wait for the others
         self._chosen: tuple[Choice, Any] | None = None  # for the next step already, see `config.async_collect`
         self._steps: int | None = None  # counted here, so that nobody waits for the device to know them
         self._filled = 0  # rows of the replay buffer, likewise
@@ -156,6 +157,8 @@ class HostDriver:
         with self._limit(f"{'reset' if self._resting else 'step'} of {self.spec.name}"):
             there = self.env.reset(seeds) if self._resting else self.env.step(action, seeds)
         self._resting = False
+        if self._holding:
+            there = self._held(there)
         due = self._stepped(there)
         there = jax.device_put(there, may_alias=False)
         if self.config.async_collect:
@@ -187,7 +190,7 @@ class HostDriver:
 
     def _new(self, *, resting: bool) -> None:
         """The next runner is not the one that `advance` gave last."""
-        self._resting, self._chosen, self._steps = resting, None, None
+        self._resting, self._holding, self._chosen, self._steps = resting, False, None, None
 
     def run(self, runner: Runner) -> Iterator[tuple[Runner, Sums]]:
         """Yield the runner and its metrics after every step of all copies."""
@@ -214,6 +217,27 @@ class HostDriver:
             runner,
             (jnp.ones_like(here.last), jnp.zeros_like(here.acting)),
         )
+
+    def hold(self) -> None:
+        """From now on copies whose episode has ended wait for the others, until the runner is `whole`."""
+        self._holding = True
+
+    def _held(self, there: TimeStep) -> TimeStep:
+        """The copies that had ended already stay there: nobody acts, and what they have begun instead counts for
+        nothing."""
+        waits = self._last[:, None]
+        there = TimeStep(
+            there.obs,
+            there.mask,
+            reward=np.where(waits, np.zeros_like(there.reward), there.reward),
+            terminal=there.terminal & ~waits,
+            acting=there.acting & ~waits,
+            first=there.first & ~self._last,
+            last=there.last | self._last,
+        )
+        if there.last.all():
+            self._resting, self._holding = True, False
+        return there
 
     def whole(self, runner: Runner) -> bool:
         """Whether a run can be resumed exactly from here: every copy is at its episode's end."""
@@ -281,6 +305,9 @@ class GraphDriver:
         """The environment's state is part of the runner, so every moment will do."""
         del runner
         return True
+
+    def hold(self) -> None:
+        """Never needed, see `whole`."""
 
     def cut(self, runner: Runner) -> Runner:
         """Never needed, see `whole`."""
