@@ -74,6 +74,21 @@ def test_unknown_names_list_the_nearest() -> None:
         Config.from_json(text)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"total_steps": 6e2}, r"expected total_steps to be an integer, got 600\.0"),
+        ({"total_steps": "2000"}, "expected total_steps to be an integer, got '2000'"),
+        ({"num_envs": True}, "expected num_envs to be an integer, got True"),
+        ({"algo": "dreamer"}, "expected algo to be one of matwm, wm_rnd, got 'dreamer'"),
+        ({"world_model": {"hidden": 64}}, "expected world_model to be a WorldModelConfig, got {'hidden': 64}"),
+    ],
+)
+def test_a_value_of_another_type_says_the_type(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(Config(), **changes)
+
+
 def test_combinations_that_mean_nothing() -> None:
     model = Config().world_model
     with pytest.raises(ConfigError, match=r"hidden must be a multiple of 2 × world_model.heads"):

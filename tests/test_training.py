@@ -143,3 +143,8 @@ def test_runs_that_differ_in_what_no_program_reads_share_programs(algo: str) -> 
         return jax.jit(step).lower(arrays).as_text()
 
     assert program(first) == program(second)
+
+
+def test_a_run_that_cannot_learn_says_so(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(toy_config(total_steps=40, warmup=40), env=Toy, name="warm", root=runs, progress=False)
+    assert "nothing will be learned: total_steps (40) is not above warmup (40)" in capsys.readouterr().err

@@ -34,8 +34,11 @@ def load(
     """
     run = Run.open(run, root)
     found = checkpoints.while_it_goes_on(run.checkpoints, lambda: checkpoints.find(run.path, checkpoint))
-    if run.about["environment"]["by_object"] and env is None:
-        raise RunError(f"{run.path} was trained on an environment given as an object; pass it: load(…, env=…)")
+    if run.by_object and env is None:
+        raise RunError(
+            f"{run.path} was trained on an environment given as an object; pass it, in Python: "
+            f'codream.load("{run.path}", env=…), codream.report("{run.path}", env=…)'
+        )
 
     def make(copies: int) -> Any:
         return build_env(found.config, copies, env)

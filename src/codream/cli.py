@@ -30,7 +30,7 @@ from codream.hosts import FirstHostFailed, is_first, join, leave
 from codream.inspection import inspect
 from codream.live import WandbMode
 from codream.memory import cuda_gives
-from codream.presets import preset
+from codream.presets import PRESETS, preset
 from codream.report import compare, report, watch
 from codream.runs import Run, RunError
 from codream.sweeps import SweepFailed
@@ -331,8 +331,15 @@ _DO: dict[type, Any] = {
 
 
 def _config(command: Train | SweepCommand | Inspect) -> Config:
+    config = command.config
+    started = PRESETS.get(config.preset)
+    if started is not None and started.algo != config.algo:
+        fitting = [name for name, one in PRESETS.items() if one.algo == config.algo]
+        raise ConfigError(
+            f"preset {config.preset} is one of algo={started.algo}; for algo={config.algo} use {' or '.join(fitting)}"
+        )
     if command.env_kwargs is None:
-        return command.config
+        return config
     return dataclasses.replace(command.config, env_kwargs=_json_object("--env-kwargs", command.env_kwargs))
 
 

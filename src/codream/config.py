@@ -14,7 +14,7 @@ from codream.config_matwm import AgentConfig, PartnerConfig, ReplayConfig, World
 from codream.config_wm_rnd import CuriosityConfig, PPOConfig, ProjectionConfig
 from codream.envs import EnvSpec
 from codream.ranges import out_of_range
-from codream.reading import build
+from codream.reading import build, check
 
 __all__ = [
     "KEEPING",
@@ -108,6 +108,10 @@ class Config:
     projection: ProjectionConfig = _PROJECTION
 
     def __post_init__(self) -> None:
+        try:
+            check(self)
+        except ValueError as err:
+            raise ConfigError(str(err)) from None
         _check_numbers(self)
         _check_design(self)
 

@@ -79,6 +79,8 @@ class CrossPlay:
     def mean(self, side: str, **players: str) -> tuple[float, float]:
         """Return of one agent of `side`, and its standard error, where `players` play: `mean("agent",
         adversary="chase", agent="self")`."""
+        if side not in self.members:
+            raise KeyError(f"there is no side {side}; the sides are {', '.join(self.members)}")
         for row in self.rows:
             if row.sides == players:
                 return self._of_side(row, side)

@@ -109,7 +109,7 @@ class Bar:
         if now - then > 5 or not self._speed:
             self._speed = (done - before) / max(now - then, 1e-9)
             self._recent = (then, before) if self._overall else (now, done)
-        speed = f"{self._speed:,.0f} {self._unit}/s"
+        speed = f"{self._speed:,.{0 if self._speed >= 10 else 2}f} {self._unit}/s"
         if self._live:
             self._live.update(self._task, completed=min(done, self._total), speed=speed, note=self._note)
             return

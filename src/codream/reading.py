@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from typing import Any, Literal, TypeVar
 
-__all__ = ["build", "flat"]
+__all__ = ["build", "check", "flat"]
 
 T = TypeVar("T")
 
@@ -29,8 +30,24 @@ def build(cls: type[T], values: Any, path: str = "") -> T:
                 f"unknown option {path}{name}; "
                 + (f"nearest: {', '.join(near)}" if near else f"options: {', '.join(fields)}")
             )
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     return cls(**{name: _value(hints[name], value, f"{path}{name}") for name, value in values.items()})
+
+
+def check(instance: Any, path: str = "") -> None:
+    """Raises ValueError, with the field's path, for a value in the dataclass that is not of its annotation's type."""
+    hints = _hints(type(instance))
+    for field in dataclasses.fields(instance):
+        hint, value, place = hints[field.name], getattr(instance, field.name), f"{path}{field.name}"
+        if not dataclasses.is_dataclass(hint):
+            _value(hint, value, place)
+        elif isinstance(value, typing.cast(type, hint)):
+            check(value, f"{place}.")
+        else:
+            raise ValueError(f"expected {place} to be a {typing.cast(type, hint).__name__}, got {_shown(value)}")
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def flat(config: Any) -> dict[str, Any]:

@@ -169,7 +169,7 @@ class Record(Tally):
         self.wait()
         every = checkpoints.saved(self.run.checkpoints)
         where = f"The last checkpoint is {every[max(every)]}" if every else "There is no checkpoint yet"
-        return f"{where}; {'go on' if every else 'start over'} with\n  codream train --resume {self.run.path}"
+        return f"{where}; {'go on' if every else 'start over'} with\n  {self.run.to_resume()}"
 
     def _log(self) -> None:
         """Write a line of means."""

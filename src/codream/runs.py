@@ -81,6 +81,8 @@ class Run:
                 "num_actions": list(spec.num_actions),
             },
         }
+        if name is not None and (Path(name).name != name or name == ".."):
+            raise RunError(f"a run's name is that of a folder in {root}/, got {name!r}; another place: root (--root)")
         number, wanted = 1, name or f"{default_name(config)}-seed{config.seed}"
         while True:
             run = Run(Path(root) / (wanted if number == 1 else f"{wanted}-{number}"))
@@ -176,6 +178,19 @@ class Run:
             return about
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
             raise RunError(f"{self.path / 'run.json'} cannot be read: {type(err).__name__}: {err}") from err
+
+    @property
+    def by_object(self) -> bool:
+        """Whether its environment was given as an object, so that its name alone cannot make it."""
+        return self.about["environment"]["by_object"]
+
+    def to_resume(self) -> str:
+        """What to type to go on."""
+        try:
+            by_object = self.by_object
+        except RunError:
+            by_object = False
+        return f'codream.train(resume="{self.path}", env=…)' if by_object else f"codream train --resume {self.path}"
 
     def metrics(self) -> list[dict[str, float]]:
         """All lines of metrics.jsonl. A last line that was cut off in writing is left out; RunError for any other that

@@ -84,8 +84,11 @@ def train(
     Live.check(wandb)
     resumed = None if resume is None else Run.open(resume, root)
     config = config or (preset("small") if resumed is None else resumed.config)
-    if resumed is not None and resumed.about["environment"]["by_object"] and env is None:
-        raise RunError(f"{resumed.path} was trained on an environment given as an object; pass it again: env=…")
+    if resumed is not None and resumed.by_object and env is None:
+        raise RunError(
+            f"{resumed.path} was trained on an environment given as an object; pass it again, in Python: "
+            f"{resumed.to_resume()}"
+        )
     request = _Request(config, name, resumed, checkpoint)
     return _trained([request], env, root, progress, wandb, peek)[0]
 
@@ -179,6 +182,11 @@ def _trained(
             title = "train" if len(runs) == 1 else f"train {len(runs)} seeds"
             shown = progress and is_first()
             bar = stack.enter_context(Bar(title, config.total_steps, start=min(begun), show=shown))
+            if config.algo == "matwm" and config.total_steps <= config.warmup:
+                bar.warn(
+                    f"nothing will be learned: total_steps ({config.total_steps:,}) is not above warmup "
+                    f"({config.warmup:,}), the steps with random actions before training"
+                )
             leave = stack.enter_context(LeaveRequests(bar.warn))
             records: list[Tally] = []
             for k, (run, request) in enumerate(zip(runs, requests, strict=True)):

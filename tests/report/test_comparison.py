@@ -12,6 +12,7 @@ from test_report import checked
 import codream
 from codream import Run, RunError, cli, statistics
 from codream.report.comparison import _teams
+from codream.report.entries import entry_of, methods
 from codream.statistics import interval, iqm
 
 
@@ -29,6 +30,12 @@ def test_seeds_of_one_configuration_are_one_curve(tmp_path: Path) -> None:
     assert "[11.0, 11.0], 3 seeds" in text
     assert f"computed by {statistics.source()}" in text
     assert "Everyone against everyone" not in text
+
+
+def test_two_runs_of_one_seed_are_no_two_seeds(tmp_path: Path) -> None:
+    runs = [run_folder(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    groups = {name: [entry.name for entry in group] for name, group in methods([entry_of(r) for r in runs]).items()}
+    assert groups == {"a": ["a", "c"], "b": ["b"]}
 
 
 def test_different_games_are_told_apart(tmp_path: Path) -> None:

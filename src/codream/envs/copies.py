@@ -236,6 +236,8 @@ class Source(NamedTuple):
 
     def _called(self, count: int, kwargs: dict[str, Any]) -> list[Any]:
         made = [self.env(**kwargs) for _ in range(count)]
+        if None in made:
+            raise TypeError(f"{self.env!r} returned None; it must make an environment")
         if len({id(one) for one in made}) < count:
             raise TypeError(f"{self.env!r} returned the same environment twice; it must make a new one at every call")
         return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import re
@@ -59,13 +60,16 @@ FREE = ("seed", "total_steps", *KEEPING)
 
 
 def methods(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Runs that differ in nothing but the seed, under a name of their own."""
+    """Runs that differ in nothing but the seed, under a name of their own; two of one seed are no sample of seeds."""
     groups: dict[str, list[Entry]] = {}
+    seen: collections.Counter[str] = collections.Counter()
     for entry in entries:
         config = dataclasses.asdict(entry.run.config)
         for free in FREE:
             config.pop(free)
-        groups.setdefault(json.dumps(config, sort_keys=True), []).append(entry)
+        whole = json.dumps([config, entry.run.config.seed], sort_keys=True)
+        groups.setdefault(json.dumps([config, seen[whole]], sort_keys=True), []).append(entry)
+        seen[whole] += 1
     named: dict[str, list[Entry]] = {}
     for group in groups.values():
         name = re.sub(r"-?seed\d+(-\d+)?$", "", group[0].name) or group[0].name
