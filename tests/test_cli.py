@@ -70,7 +70,10 @@ def test_train_and_evaluate(
         (["train", "--world-model.hidden", "30"], "must be a multiple of"),
         (["train", "--resume", "nothing"], "the run nothing does not exist; runs in runs/: none"),
         (["train", "--checkpoint", "5"], "--checkpoint needs --resume"),
-        (["train", "--preset", "ippo", "--algo", "matwm"], "preset ippo is one of algo=wm_rnd; for algo=matwm use paper"),
+        (
+            ["train", "--preset", "ippo", "--algo", "matwm"],
+            "preset ippo is one of algo=wm_rnd; for algo=matwm use paper",
+        ),
         (["train", "--name", "../elsewhere"], "a run's name is that of a folder in runs/"),
         (["train", "--env-kwargs", "7"], "expects a JSON object"),
         (["train", "--env-kwargs", "{"], "expects a JSON object"),
