@@ -8,7 +8,7 @@ from codream.envs import EnvironmentFailure, EnvSpec, TimeStep, UnknownEnvironme
 from codream.evaluation import CrossPlay, evaluate
 from codream.inspection import Inspection, inspect
 from codream.presets import preset
-from codream.report import compare, report, watch
+from codream.report import Dreamed, Episode, compare, dream, report, watch
 from codream.runs import Run, RunError
 from codream.sweeps import Sweep, SweepFailed, sweep
 from codream.trainer import TrainingDiverged, train, train_seeds
@@ -20,8 +20,10 @@ __all__ = [
     "ConfigError",
     "CrossPlay",
     "Devices",
+    "Dreamed",
     "EnvSpec",
     "EnvironmentFailure",
+    "Episode",
     "Inspection",
     "Run",
     "RunError",
@@ -33,6 +35,7 @@ __all__ = [
     "available_envs",
     "compare",
     "devices",
+    "dream",
     "evaluate",
     "inspect",
     "load",

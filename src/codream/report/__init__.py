@@ -10,6 +10,7 @@ from codream.checkpoint import CheckpointError
 from codream.evaluation import CrossPlay
 from codream.live import publish
 from codream.report.comparison import compare
+from codream.report.dreams import Dreamed, Episode, dream
 from codream.report.film import film
 from codream.report.html import run_page
 from codream.report.lines import metrics_of, sides_of
@@ -19,7 +20,7 @@ from codream.report.sections import standing_markdown
 from codream.report.watching import watch
 from codream.runs import Run
 
-__all__ = ["compare", "report", "watch"]
+__all__ = ["Dreamed", "Episode", "compare", "dream", "report", "watch"]
 
 
 def report(

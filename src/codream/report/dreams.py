@@ -7,6 +7,7 @@ whatever differs is the model's doing: what it does not know of the world, and o
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -17,15 +18,18 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped
 
 from codream import matwm
 from codream.actor_critic import Actor, Critic
-from codream.agents import Agents
+from codream.agents import Agents, load
 from codream.compiled import quick_jit
+from codream.config import ConfigError
 from codream.envs import EnvSpec
+from codream.evaluation import as_host
 from codream.linear import dense
 from codream.markov_quality import imagine_along
-from codream.model_quality import Recording, sequences_of
+from codream.model_quality import Recording, record, sequences_of
+from codream.runs import Run
 from codream.world_model import Sequence, WorldModel
 
-__all__ = ["MOST_STEPS", "Dreamed", "Episode", "dreams_of", "played_only", "typical_episodes"]
+__all__ = ["MOST_STEPS", "Dreamed", "Episode", "dream", "dreams_of", "played_only", "recorded", "typical_episodes"]
 
 MOST_STEPS = 48  # of an episode that are drawn
 DREAMS = 8  # imagined from one start, so that one sees where the model is unsure
@@ -70,6 +74,40 @@ class Episode:
     action: Int[np.ndarray, "steps agents"]
     reward: Float[np.ndarray, "steps agents"]
     dreams: tuple[Dreamed, ...]
+
+
+def dream(
+    run: Agents | str | Path | Run,
+    *,
+    episodes: int = 3,
+    samples: int = DREAMS,
+    greedy: bool = False,
+    seed: int = 0,
+    checkpoint: int | str | None = None,
+    env: Any = None,
+    root: str | Path = "runs",
+) -> list[Episode]:
+    """Play evaluation episodes, and have every agent imagine each of them `samples` times, as arrays.
+
+    An agent watches the first steps, its context, and then follows the actions that were really taken with its eyes
+    closed. Of long games the first 48 steps. `greedy`, `checkpoint`, `env`: as in `watch`, which makes pictures of it.
+
+    Raises RunError and CheckpointError as `load` does, ConfigError for less than one episode or dream.
+    """
+    for name, value in (("episodes", episodes), ("samples", samples)):
+        if value < 1:
+            raise ConfigError(f"{name} must be 1 or more, got {value}")
+    agents = run if isinstance(run, Agents) else load(run, checkpoint=checkpoint, env=env, root=root)
+    played = recorded(agents, episodes, greedy=greedy, seed=seed, limit=MOST_STEPS)
+    return dreams_of(agents, played, [(f"episode {k + 1}", k) for k in range(episodes)], samples=samples, seed=seed)
+
+
+def recorded(agents: Agents, episodes: int, *, greedy: bool = False, seed: int = 0, limit: int | None) -> Recording:
+    """Episodes of the agents, each in a copy of its own; see `record`."""
+    env = as_host(agents.make_env(episodes), episodes)
+    played = record(env, agents.player(greedy=greedy), episodes, seed=seed, limit=limit)
+    env.close()
+    return played
 
 
 def typical_episodes(played: Recording, count: int) -> list[tuple[str, int]]:

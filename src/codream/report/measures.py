@@ -18,10 +18,10 @@ from codream.agents import Agents
 from codream.envs import EnvSpec
 from codream.envs.references import Random, references_for
 from codream.evaluation import CrossPlay, as_host, evaluate, play
-from codream.model_quality import Recording, measure, record
+from codream.model_quality import Recording, measure
 from codream.progress import Bar
 from codream.report.animation import action_names, scene_of
-from codream.report.dreams import MOST_STEPS, dreams_of, typical_episodes
+from codream.report.dreams import MOST_STEPS, dreams_of, recorded, typical_episodes
 from codream.runs import Run
 
 __all__ = ["FILE", "FORMAT", "measure_run", "saved_measures", "scenes_of"]
@@ -56,9 +56,7 @@ def measure_run(
         bar.note("playing held-out episodes")
         bar.update(1)
         count, limit = (min(episodes, IMAGE_EPISODES), IMAGE_LIMIT) if spec.is_image else (episodes, LIMIT)
-        env = as_host(agents.make_env(count), count)
-        played = record(env, agents.player(), count, seed=1, limit=limit)
-        env.close()
+        played = recorded(agents, count, seed=1, limit=limit)
         bar.note("measuring the world model")
         bar.update(2)
         quality = None

@@ -10,11 +10,10 @@ from PIL import Image
 
 from codream.agents import Agents, load
 from codream.config import ConfigError
-from codream.evaluation import as_host
-from codream.model_quality import Recording, record
+from codream.model_quality import Recording
 from codream.progress import Bar
 from codream.report.animation import scene_of
-from codream.report.dreams import played_only
+from codream.report.dreams import played_only, recorded
 from codream.report.film import FPS, check_film, framed, frames_of, write_film
 from codream.report.measures import scenes_of
 from codream.runs import Run
@@ -68,7 +67,7 @@ def watch(
     focal = 0 if agent is None else spec.agents.index(agent)
     with Bar("watch", 3, unit="parts", show=progress) as bar:
         bar.note("playing")
-        played = _recorded(agents, episodes, greedy, seed)
+        played = recorded(agents, episodes, greedy=greedy, seed=seed, limit=LIMIT)
         bar.note("drawing")
         bar.update(1)
         frames = _frames(agents, played, episodes, focal, dream, greedy, seed)
@@ -77,13 +76,6 @@ def watch(
         write_film(path, frames, fps)
         bar.update(3, last=True)
     return path
-
-
-def _recorded(agents: Agents, episodes: int, greedy: bool, seed: int) -> Recording:
-    env = as_host(agents.make_env(episodes), episodes)
-    played = record(env, agents.player(greedy=greedy), episodes, seed=seed, limit=LIMIT)
-    env.close()
-    return played
 
 
 def _frames(

@@ -1,0 +1,37 @@
+"""What agents imagined, as arrays."""
+
+import numpy as np
+import pytest
+
+import codream
+from codream import ConfigError, Run
+
+
+def test_dreams_are_beside_what_happened(host_run: Run) -> None:
+    agents = codream.load(host_run)
+    spec, samples = agents.spec, 3
+    episodes = codream.dream(agents, episodes=2, samples=samples, seed=4)
+    assert [episode.label for episode in episodes] == ["episode 1", "episode 2"]
+    for episode in episodes:
+        steps = len(episode.action)
+        assert episode.obs.shape == (steps + 1, spec.num_agents, *spec.obs_shape)
+        assert episode.reward.shape == episode.action.shape == (steps, spec.num_agents)
+        assert [dream.focal for dream in episode.dreams] == list(range(spec.num_agents))
+        for dream in episode.dreams:
+            assert dream.obs is not None
+            assert dream.gap is not None
+            assert dream.obs.shape == (samples, steps + 1, *spec.obs_shape)
+            assert dream.policy.shape == (steps, spec.max_actions)
+            np.testing.assert_allclose(dream.policy.sum(axis=-1), 1.0, atol=1e-5)
+            # With open eyes all dreams are one, and then they part.
+            seen = dream.obs[:, : episode.start + 1]
+            np.testing.assert_array_equal(seen, np.broadcast_to(seen[:1], seen.shape))
+            assert (dream.gap[: episode.start + 1] == 0).all()
+            assert dream.gap[-1] > 0
+    again = codream.dream(host_run.path, episodes=2, samples=samples, seed=4)
+    np.testing.assert_array_equal(again[1].obs, episodes[1].obs)
+
+
+def test_less_than_one_is_refused(host_run: Run) -> None:
+    with pytest.raises(ConfigError, match="samples must be 1 or more, got 0"):
+        codream.dream(host_run, samples=0)
