@@ -201,7 +201,8 @@ def test_an_environment_that_raises(runs: Path) -> None:
     text = str(err.value)
     assert "ZeroDivisionError: the cat is out of the bag" in text
     assert "after step 6 of the run" in text
-    assert "There is no checkpoint yet; start over with\n  codream train --resume" in text
+    # Only Python can give it the environment again.
+    assert f'There is no checkpoint yet; start over with\n  codream.train(resume="{runs / "broken"}", env=…)' in text
     # Started over, with an environment that works this time.
     run = train(resume=runs / "broken", env=Toy, progress=False)
     fresh = train(toy_config(), env=Toy, name="not-broken", root=runs, progress=False)
