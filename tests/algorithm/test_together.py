@@ -93,7 +93,7 @@ def test_one_that_diverges_leaves_the_others_alone(
         config("ppo", seed=3, on_nan=on_nan), seeds=2, env=ENV, name=on_nan, root=runs, progress=False
     )
     if on_nan == "stop":
-        with pytest.raises(TrainingDiverged, match=r"became nan at step .*\n.*--resume .*stop-seed4"):
+        with pytest.raises(TrainingDiverged, match=r"became nan at step .*\n.*resume=.*stop-seed4"):
             go()
         assert "stop-seed4" in capsys.readouterr().err
     else:
