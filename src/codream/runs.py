@@ -98,7 +98,7 @@ class Run:
             elif name is not None:
                 raise RunError(
                     f"{run.path} already exists and is never overwritten; choose another --name, or go on with it: "
-                    f"codream train --resume {run.path}"
+                    f"{run.to_resume()}"
                 )
             number += 1
 

@@ -143,5 +143,5 @@ class Saver:
             raise CheckpointError(
                 f"training is done, but {what} could not be written. Make room, and go on from "
                 + (f"step {max(every)}" if every else "the start")
-                + f" with\n  codream train --resume {self._run.path}"
+                + f" with\n  {self._run.to_resume()}"
             )
