@@ -54,7 +54,7 @@ def state() -> dict[str, Any]:
 def make(folder: Path) -> codream.Run:
     """A run as training leaves it behind."""
     config = dataclasses.replace(codream.preset("small"), checkpoint_every=40)
-    run = codream.Run.create(config, SPEC, name="run", root=folder, by_object=False)
+    run = codream.Run.create(config, SPEC, name="run", root=folder)
     (run.path / "metrics.jsonl").write_text("".join(json.dumps({"steps": i, "a": 0.5}) + "\n" for i in range(20)))
     checkpoint.save(state(), run.checkpoints, config=config, spec=SPEC, steps=40)
     return run

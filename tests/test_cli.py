@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import arrays, assert_same, copy_until, tiny_config
+from helpers import arrays, assert_same, copy_until, tiny_config, toy_config
 
 from codream import Config, EnvironmentFailure, Run, TrainingDiverged, cli, preset
 
@@ -79,6 +79,9 @@ def test_train_and_evaluate(
         (["train", "--env-kwargs", "{"], "expects a JSON object"),
         (["train", "--env-kwargs", '{"max_cycle": 5}'], "cannot be used"),
         (["train", "--env", "simple_tag", "--env-kwargs", '{"continuous_actions": true}'], "only Discrete"),
+        (["train", "--env-from", "helpers:Tov"], "helpers.py has no Tov; the nearest: Toy"),
+        (["train", "--env-from", "helpers:np"], "expected an environment's name, a PettingZoo environment"),
+        (["train", "--env", "helpers:Toy"], "One of your own: --env-from MODULE:NAME"),
         (["evaluate", "nothing"], "the run nothing does not exist"),
     ],
 )
@@ -113,6 +116,40 @@ def test_unknown_options_name_the_nearest(args: list[str], message: str, capsys:
     assert stop.value.code == 2
     captured = capsys.readouterr()
     assert message in captured.err + captured.out
+
+
+def test_an_environment_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = ["--env-from", "helpers:Toy"]
+    train = ["train", *flags(toy_config()), "--episodes", "2"]
+    assert cli.main([*train, *own, "--env-kwargs", '{"length": 4}', "--name", "a"]) == 0
+    assert "codream evaluate runs/a --env-from helpers:Toy" in capsys.readouterr().out
+    run = Run(tmp_path / "runs" / "a")
+    assert run.config.env == "toy"
+    assert (run.path / "report.html").is_file()
+    assert cli.main(["evaluate", "a", "--episodes", "2", *own]) == 0
+    assert cli.main(["report", "a", "--quick", *own]) == 0
+    assert cli.main(["watch", "a", "--episodes", "1", "--no-dream", *own]) == 0
+    assert (run.path / "watch.gif").is_file()
+    assert cli.main(["inspect", "--run", "a", *own]) == 0
+    assert cli.main([*train, *own, "--env-kwargs", '{"length": 4}', "--seed", "1", "--name", "b"]) == 0
+    assert cli.main(["compare", "a", "b", "--episodes", "2", *own]) == 0
+    assert "no matches were played" not in (tmp_path / "compare.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+
+    # A run's files never say what to import, so it has to be told each time; each time it says how.
+    on = ["train", "--resume", "a", "--total-steps", "160", "--episodes", "0"]
+    for command in (["evaluate", "a"], ["report", "a"], ["watch", "a"], ["inspect", "--run", "a"], on):
+        assert cli.main(command) == 2
+        assert "on the command line --env-from helpers:Toy, in Python env=…" in capsys.readouterr().err
+    assert cli.main([*on, *own]) == 0
+    assert run.config.total_steps == 160
+    assert cli.main([*on, *own]) == 2
+    assert f"codream train --resume {run.path.relative_to(tmp_path)} --env-from helpers:Toy --total-steps 320" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -156,11 +156,12 @@ def test_absent_agents_get_no_action(agents: Agents) -> None:
 
 def test_a_run_on_an_object_needs_it_again(runs: Path) -> None:
     run = train(toy_config(), env=Toy, name="toy", root=runs, progress=False)
-    with pytest.raises(RunError, match=r"given as an object; pass it, in Python: codream\.load\(\"/.*/toy\", env=…\)"):
+    with pytest.raises(RunError, match=r"pass it again: .* --env-from helpers:Toy, in Python env=…"):
         load(run)
     result = evaluate(run, env=Toy, episodes=6, against=["random", run.path], progress=False)
     assert result.version is None
     assert len(result.rows) == 5
-    assert run.to_resume() == f'codream.train(resume="{run.path}", env=…)'
+    assert run.to_resume() == f"codream train --resume {run.path} --env-from helpers:Toy"
+    assert run.typed("report") == f"codream report {run.path} --env-from helpers:Toy"
     with pytest.raises(RunError, match="its environment is now"):
         load(run, env=simple_tag_v3.parallel_env)

@@ -240,12 +240,12 @@ def test_a_folder_that_was_not_finished_is_used(runs: Path) -> None:
     (left / ".lock").touch()
     (left / "run.json").write_text("{")
     spec = HostDriver(toy(), ppo_config()).spec
-    run = Run.create(ppo_config(), spec, name=left.name, root=runs, by_object=True)
+    run = Run.create(ppo_config(), spec, name=left.name, root=runs, env=Toy)
     assert run.about["environment"]["by_object"]
     (left / "config.json").unlink()
     (left / "notes.txt").touch()  # somebody's own file
     with pytest.raises(RunError, match="never overwritten"):
-        Run.create(ppo_config(), spec, name=left.name, root=runs, by_object=True)
+        Run.create(ppo_config(), spec, name=left.name, root=runs, env=Toy)
 
 
 def toy() -> Any:

@@ -4,7 +4,9 @@ numbers are those of the presets."""
 import dataclasses
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +32,7 @@ def commands() -> list[list[str]]:
 def test_the_example_with_an_object(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = codream.train
     monkeypatch.setattr(codream, "train", lambda *a, **k: train(*a, **k, root=runs, name="readme", progress=False))
-    names: dict[str, Any] = {"codream": codream, "config": toy_config(total_steps=40), "MyParallelEnv": Toy}
+    names: dict[str, Any] = {"codream": codream, "config": toy_config(total_steps=40), "Meeting": Toy}
     exec(compile(blocks("python")[1], "README.md", "exec"), names)
     assert names["agents"].steps >= 40
 
@@ -42,19 +44,21 @@ def test_commands(args: list[str], host_run: Run, monkeypatch: pytest.MonkeyPatc
 
     def train(config: Config, **rest: Any) -> Run:
         if rest["resume"] is None:
-            codream.make_env(config.env, 2, **config.env_kwargs)
+            codream.make_env(rest["env"] or config.env, 2, **config.env_kwargs)
         done.append(config)
         return host_run
 
     monkeypatch.setattr(cli, "train", train)
-    monkeypatch.setattr(cli, "train_seeds", lambda config, *, seeds, **rest: [train(config, **rest)] * seeds)
-    monkeypatch.setattr(cli, "run_sweep", lambda command, config: None)
+    monkeypatch.setattr(cli, "train_seeds", lambda config, *, seeds, **rest: [train(config, **rest)] * min(seeds, 2))
+    monkeypatch.setattr(cli, "run_sweep", lambda command, config, env: None)
     monkeypatch.setattr(cli, "evaluate", lambda *_, **rest: codream.evaluate(host_run, **short(rest)))
-    monkeypatch.setattr(cli, "load", lambda run: run)
+    monkeypatch.setattr(cli, "load", lambda run, **rest: run)
     monkeypatch.setattr(cli, "report", lambda *_, **rest: codream.report(host_run, quick=True))
     monkeypatch.setattr(cli, "compare", lambda runs, **rest: rest["out"])
     monkeypatch.setattr(cli, "watch", lambda run, **rest: rest["out"])
+    monkeypatch.setattr(cli, "inspect", lambda *_, **rest: "")
     monkeypatch.setattr(Run, "open", staticmethod(lambda *_: host_run))
+    monkeypatch.setitem(sys.modules, "my_envs", SimpleNamespace(Meeting=Toy))
     with monkeypatch.context() as patch:
         patch.chdir(runs_folder(host_run))
         assert cli.main(args) == 0
@@ -64,7 +68,7 @@ def test_commands(args: list[str], host_run: Run, monkeypatch: pytest.MonkeyPatc
 def short(options: dict[str, Any]) -> dict[str, Any]:
     against = options.get("against")
     known = against and [a for a in against if "/" not in a]
-    return {**options, "episodes": 1, "seeds": 1, "against": known, "progress": False}
+    return {**options, "episodes": 1, "seeds": 1, "against": known, "env": None, "progress": False}
 
 
 def runs_folder(run: Run) -> Path:
@@ -93,6 +97,7 @@ def test_commands_cover_what_the_readme_promises() -> None:
         "no-teammates",
         "--algo wm_rnd",
         "--preset ippo",
+        "--env-from ",
     ):
         assert any(part in line for line in joined), part
 

@@ -201,7 +201,7 @@ def test_an_environment_that_raises(runs: Path) -> None:
     text = str(err.value)
     assert "ZeroDivisionError: the cat is out of the bag" in text
     assert "after step 6 of the run" in text
-    # Only Python can give it the environment again.
+    # Only the script that has the function can give it the environment again.
     assert f'There is no checkpoint yet; start over with\n  codream.train(resume="{runs / "broken"}", env=…)' in text
     # Started over, with an environment that works this time.
     run = train(resume=runs / "broken", env=Toy, progress=False)
@@ -235,7 +235,7 @@ def test_a_run_folder_is_never_overwritten(host_run: Run, runs: Path) -> None:
         train(tiny_config(), name="host", root=runs, progress=False)
     spec = json.loads((host_run.path / "run.json").read_text())
     assert spec["environment"]["version"].startswith("mpe2 ")
-    names = [Run.create(tiny_config(), _SPEC, name=None, root=runs / "named", by_object=False).path.name for _ in "abc"]
+    names = [Run.create(tiny_config(), _SPEC, name=None, root=runs / "named").path.name for _ in "abc"]
     assert names == ["simple_tag-small-seed0", "simple_tag-small-seed0-2", "simple_tag-small-seed0-3"]
     with pytest.raises(RunError, match=r"hots does not exist; runs in .*/host, "):
         Run.open("hots", runs)

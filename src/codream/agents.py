@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -35,13 +36,11 @@ def load(
     run = Run.open(run, root)
     found = checkpoints.while_it_goes_on(run.checkpoints, lambda: checkpoints.find(run.path, checkpoint))
     if run.by_object and env is None:
-        raise RunError(
-            f"{run.path} was trained on an environment given as an object; pass it, in Python: "
-            f'codream.load("{run.path}", env=…), codream.report("{run.path}", env=…)'
-        )
+        raise run.needs_its_environment()
 
-    def make(copies: int) -> Any:
-        return build_env(found.config, copies, env)
+    def make(copies: int, **options: Any) -> Any:
+        config = dataclasses.replace(found.config, env_kwargs={**found.config.env_kwargs, **options})
+        return build_env(config, copies, env)
 
     one = make(1)
     if one.spec != found.spec:
@@ -83,12 +82,12 @@ class Agents:
         *,
         steps: int,
         env: Any,
-        make: Callable[[int], Any],
+        make: Callable[..., Any],
         name: str,
     ):
         self.config, self.spec, self.steps, self.name = config, state.spec, steps, name
         self.state = state.for_acting()
-        self.make_env = make
+        self.make_env = make  # of a number of copies, and of further keywords of the environment
         self._env = env
         self._seed = 0
         self._episode: Player | None = None

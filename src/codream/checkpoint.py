@@ -31,7 +31,7 @@ from codream.manifest import (
     read_manifest,
     write_manifest,
 )
-from codream.runs import library_versions
+from codream.runs import Run, library_versions
 
 __all__ = [
     "FORMAT",
@@ -299,7 +299,7 @@ def _offer(run: Path, every: dict[int, Path], steps: int) -> str:
             continue
         return (
             f"The checkpoint before it, of step {earlier}, is good; go on from there with\n"
-            f"  codream train --resume {run} --checkpoint {earlier}"
+            f"  {Run(run).to_resume(checkpoint=earlier)}"
         )
     return f"No earlier checkpoint of {run} can be used; the run has to start again."
 

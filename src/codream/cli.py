@@ -24,6 +24,7 @@ from codream.agents import load
 from codream.checkpoint import CheckpointError
 from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, UnknownEnvironment
+from codream.envs.own import maker
 from codream.evaluation import CrossPlay, evaluate
 from codream.health import TrainingDiverged
 from codream.hosts import FirstHostFailed, is_first, join, leave
@@ -38,6 +39,9 @@ from codream.sweeps.command import SweepCommand, run_sweep
 from codream.trainer import train, train_seeds
 
 __all__ = ["main"]
+
+
+_OneRun = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,9 @@ class Train:
     """Folder of all runs."""
     seeds: int = 1
     """Train this many seeds, from --seed on, as one program, each as a run of its own (environments inside JAX)."""
+    env_from: Annotated[str | None, tyro.conf.arg(metavar="MODULE:NAME")] = None
+    """An environment of your own instead of --env: the class or function that makes it, e.g. my_envs:Meeting for what
+    my_envs.py in this folder, or on PYTHONPATH, calls Meeting."""
     env_kwargs: str | None = None
     """Keyword arguments of the environment, as JSON, e.g. '{"max_cycles": 50}'."""
     episodes: int = 100
@@ -81,18 +88,20 @@ class Train:
 class Evaluate:
     """Cross-play of a run's agents: every side against references, other runs, and itself."""
 
-    run: tyro.conf.Positional[str]
+    run: _OneRun
     """The run, by its folder or its name."""
     episodes: int = 400
     """Episodes of every pairing, for each seed."""
     seeds: int = 1
-    """Seeds."""
+    """Seeds, each with episodes of its own."""
     greedy: bool = False
     """Take the most probable action instead of a sampled one."""
     against: tuple[str, ...] | None = None
     """Opponents: names of references (random, still, chase, flee), and run folders. Unset: all references."""
     checkpoint: int | Literal["best"] | None = None
     """Evaluate the checkpoint at this step, or the best one (see --checkpoints-best), instead of the latest."""
+    env_from: Annotated[str | None, tyro.conf.arg(metavar="MODULE:NAME")] = None
+    """What makes its environment, where that is one of your own."""
     json: Path | None = None
     """File to write the result to."""
     root: str = "runs"
@@ -103,12 +112,14 @@ class Evaluate:
 class Report:
     """Draw a run as one HTML file, `report.html` in its folder; also while the run goes on."""
 
-    run: tyro.conf.Positional[str]
+    run: _OneRun
     """The run, by its folder or its name."""
     quick: bool = False
     """Play nothing: only what training logged, and what an earlier report measured."""
     episodes: int | None = None
     """Episodes of every pairing, and for the world model. Unset: 40, fewer where the environment is slow."""
+    env_from: Annotated[str | None, tyro.conf.arg(metavar="MODULE:NAME")] = None
+    """What makes its environment, where that is one of your own."""
     root: str = "runs"
     """Folder of all runs."""
 
@@ -117,7 +128,7 @@ class Report:
 class Compare:
     """Several runs in one HTML file: curves with intervals over seeds, and everyone against everyone."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN RUN …")]
     """Two runs or more, by their folders or names; a sweep's folder stands for all runs in it."""
     out: Path = Path("compare.html")
     """File to write."""
@@ -125,6 +136,8 @@ class Compare:
     """Play no matches."""
     episodes: int = 20
     """Episodes of each match."""
+    env_from: Annotated[str | None, tyro.conf.arg(metavar="MODULE:NAME")] = None
+    """What makes the environment, of runs on one of your own."""
     root: str = "runs"
     """Folder of all runs."""
 
@@ -133,7 +146,7 @@ class Compare:
 class Watch:
     """Evaluation episodes as a GIF or MP4, beside what one agent imagined."""
 
-    run: tyro.conf.Positional[str]
+    run: _OneRun
     """The run, by its folder or its name."""
     out: Path | None = None
     """File to write, .gif or .mp4. Unset: watch.gif in the run's folder."""
@@ -151,6 +164,8 @@ class Watch:
     """Steps per second."""
     checkpoint: int | Literal["best"] | None = None
     """Of the checkpoint at this step, or the best in cross-play, instead of the latest."""
+    env_from: Annotated[str | None, tyro.conf.arg(metavar="MODULE:NAME")] = None
+    """What makes its environment, where that is one of your own."""
     root: str = "runs"
     """Folder of all runs."""
 
@@ -162,6 +177,8 @@ class Inspect:
     config: Annotated[Config, tyro.conf.arg(name="")]
     run: str | None = None
     """A run, by its folder or its name, instead of a configuration."""
+    env_from: Annotated[str | None, tyro.conf.arg(metavar="MODULE:NAME")] = None
+    """An environment of your own: the class or function that makes it."""
     env_kwargs: str | None = None
     """Keyword arguments of the environment, as JSON."""
     root: str = "runs"
@@ -237,7 +254,14 @@ def _train(command: Train) -> None:
         join(command.coordinator, command.processes, command.process)
     elif command.processes is not None or command.process is not None:
         raise ConfigError("--processes and --process need --coordinator HOST:PORT, where the first process is found")
-    where = {"name": command.name, "resume": command.resume, "root": command.root, "peek": command.peek}
+    env = _env(command)
+    where = {
+        "env": env,
+        "name": command.name,
+        "resume": command.resume,
+        "root": command.root,
+        "peek": command.peek,
+    }
     if command.seeds == 1:
         runs = [train(config, checkpoint=command.checkpoint, wandb=command.wandb, **where)]
     elif command.checkpoint is not None or command.wandb != "off":
@@ -249,20 +273,20 @@ def _train(command: Train) -> None:
         return
     for run in runs:
         if command.episodes:
-            result = evaluate(load(run), episodes=command.episodes)
+            result = evaluate(load(run, env=env), episodes=command.episodes)
             Console().print(result.table())
-            _report_after(run, result)
+            _report_after(run, result, env)
     for run in runs:
         print(f"The run lies in {run.path}")
         print(f"  see what it learned: open {run.path / 'report.html'}")
     if len(runs) > 1:
         print(f"See them side by side: codream compare {' '.join(str(run.path) for run in runs)}")
     else:
-        print(f"  evaluate it more precisely: codream evaluate {runs[0].path}")
+        print(f"  evaluate it more precisely: {runs[0].typed('evaluate')}")
 
 
 def _sweep(command: SweepCommand) -> None:
-    run_sweep(command, _config(command))
+    run_sweep(command, _config(command), _env(command))
 
 
 def _evaluate(command: Evaluate) -> None:
@@ -273,6 +297,7 @@ def _evaluate(command: Evaluate) -> None:
         greedy=command.greedy,
         against=command.against,
         checkpoint=command.checkpoint,
+        env=_env(command),
     )
     Console().print(result.table())
     if command.json is not None:
@@ -281,36 +306,38 @@ def _evaluate(command: Evaluate) -> None:
         print(f"Written to {command.json}")
 
 
-def _report_after(run: Run, result: CrossPlay) -> None:
+def _report_after(run: Run, result: CrossPlay, env: Any) -> None:
     """Everything is saved by now, so whatever goes wrong here is only told."""
     try:
-        report(run, cross_play=result)
+        report(run, cross_play=result, env=env)
     except Exception as err:
         print(
             f"codream: the report could not be drawn in full ({type(err).__name__}: {err}); the run is complete. "
-            f"Try again: codream report {run.path}",
+            f"Try again: {run.typed('report')}",
             file=sys.stderr,
         )
 
 
 def _report(command: Report) -> None:
-    path = report(command.run, quick=command.quick, episodes=command.episodes, root=command.root)
+    options = {"quick": command.quick, "episodes": command.episodes, "root": command.root, "env": _env(command)}
+    path = report(command.run, **options)
     print(f"Written to {path}")
 
 
 def _compare(command: Compare) -> None:
     options = {"out": command.out, "quick": command.quick, "episodes": command.episodes, "root": command.root}
-    print(f"Written to {compare(command.runs, **options)}")
+    print(f"Written to {compare(command.runs, env=_env(command), **options)}")
 
 
 def _watch(command: Watch) -> None:
-    options = {field.name: getattr(command, field.name) for field in dataclasses.fields(command) if field.name != "run"}
-    print(f"Written to {watch(command.run, **options)}")
+    given = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
+    options = {name: value for name, value in given.items() if name not in ("run", "env_from")}
+    print(f"Written to {watch(command.run, env=_env(command), **options)}")
 
 
 def _inspect(command: Inspect) -> None:
     config = _config(command)
-    Console().print(inspect(config if command.run is None else command.run, root=command.root))
+    Console().print(inspect(config if command.run is None else command.run, env=_env(command), root=command.root))
 
 
 def _devices(command: Devices) -> None:
@@ -341,6 +368,10 @@ def _config(command: Train | SweepCommand | Inspect) -> Config:
     if command.env_kwargs is None:
         return config
     return dataclasses.replace(command.config, env_kwargs=_json_object("--env-kwargs", command.env_kwargs))
+
+
+def _env(command: Train | SweepCommand | Evaluate | Report | Compare | Watch | Inspect) -> Any:
+    return None if command.env_from is None else maker(command.env_from)
 
 
 def _json_object(option: str, text: str) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class Config:
     preset: str = "small"
     """The preset this configuration started from."""
     seed: int = 0
+    """Of everything random: nets, environment, actions, what is drawn for learning."""
     num_envs: int = 1
     """Copies of the environment stepped together."""
     env_workers: int = 0

@@ -111,7 +111,10 @@ def inspect(
     Raises ConfigError or UnknownEnvironment for a configuration that cannot be built, RunError for a run that is not.
     """
     if not isinstance(config, Config):
-        config = preset("small") if config is None else Run.open(config, root).config
+        run = None if config is None else Run.open(config, root)
+        if run is not None and run.by_object and env is None:
+            raise run.needs_its_environment()
+        config = preset("small") if run is None else run.config
     made = build_env(config, config.num_envs, env)
     spec = made.spec
     if isinstance(made, HostEnv):

@@ -31,6 +31,7 @@ except ImportError:  # Windows: two processes on one folder are not noticed
 
 from codream.config import Config, ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv, UnknownEnvironment, make_env
+from codream.envs.own import place_of
 from codream.envs.workers import workers_for
 
 __all__ = ["Run", "RunError", "build_env", "default_name", "library_versions", "replace_text"]
@@ -62,12 +63,12 @@ class Run:
 
     @staticmethod
     def create(
-        config: Config, spec: EnvSpec, *, name: str | None, root: str | Path, by_object: bool, seeds: int = 1
+        config: Config, spec: EnvSpec, *, name: str | None, root: str | Path, env: Any = None, seeds: int = 1
     ) -> Run:
         """Make a new folder; never touches one that exists.
 
-        `config`: resolved. `by_object`: the environment was given as an object, so its name alone cannot
-        make it. `seeds`: how many train together. Raises RunError if `name` is given and exists; a default name
+        `config`: resolved. `env`: the environment, if it was given as an object, so that its name alone cannot make it.
+        `seeds`: how many train together. Raises RunError if `name` is given and exists; a default name
         gets a number instead.
         """
         about = {
@@ -76,7 +77,8 @@ class Run:
             "environment": {
                 "name": spec.name,
                 "version": environment_version(spec.name),
-                "by_object": by_object,
+                "by_object": env is not None,
+                "maker": place_of(env),
                 "agents": list(spec.agents),
                 "num_actions": list(spec.num_actions),
             },
@@ -184,13 +186,45 @@ class Run:
         """Whether its environment was given as an object, so that its name alone cannot make it."""
         return self.about["environment"]["by_object"]
 
-    def to_resume(self) -> str:
-        """What to type to go on."""
+    @property
+    def maker(self) -> str | None:
+        """MODULE:NAME of the class or function that made its environment, where it was given as an object and can be
+        found like that. It is only told, never imported."""
+        place = self.about["environment"].get("maker")
+        # It is told as something to type, and a run may come from anywhere.
+        return place if isinstance(place, str) and re.fullmatch(r"[\w.]+:[\w.]+", place) else None
+
+    def needs_its_environment(self) -> RunError:
+        """What is said where a run on an object is to be used without it."""
+        return RunError(
+            f"{self.path} was trained on an environment given as an object; pass it again: on the command line "
+            f"--env-from {self.maker or 'MODULE:NAME'}, in Python env=…"
+        )
+
+    def typed(self, command: str) -> str:
+        """A command on this run, e.g. `report`, as it has to be typed."""
         try:
-            by_object = self.by_object
+            own = f" --env-from {self.maker or 'MODULE:NAME'}" if self.by_object else ""
+        except RunError:  # its notes are damaged
+            own = ""
+        return f"codream {command} {self.path}{own}"
+
+    def to_resume(self, *, checkpoint: int | None = None, total_steps: int | None = None) -> str:
+        """What to type to go on; in Python, where the environment is an object that only a script has."""
+        try:
+            in_python = self.by_object and self.maker is None
         except RunError:
-            by_object = False
-        return f'codream.train(resume="{self.path}", env=…)' if by_object else f"codream train --resume {self.path}"
+            in_python = False
+        if not in_python:
+            given = {"checkpoint": checkpoint, "total-steps": total_steps}
+            options = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
+            return self.typed("train --resume") + options
+        config = "" if total_steps is None else f"dataclasses.replace(run.config, total_steps={total_steps}), "
+        return (
+            f'codream.train({config}resume="{self.path}", env=…'
+            + ("" if checkpoint is None else f", checkpoint={checkpoint}")
+            + ")"
+        )
 
     def metrics(self) -> list[dict[str, float]]:
         """All lines of metrics.jsonl. A last line that was cut off in writing is left out; RunError for any other that

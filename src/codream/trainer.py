@@ -85,10 +85,7 @@ def train(
     resumed = None if resume is None else Run.open(resume, root)
     config = config or (preset("small") if resumed is None else resumed.config)
     if resumed is not None and resumed.by_object and env is None:
-        raise RunError(
-            f"{resumed.path} was trained on an environment given as an object; pass it again, in Python: "
-            f"{resumed.to_resume()}"
-        )
+        raise resumed.needs_its_environment()
     request = _Request(config, name, resumed, checkpoint)
     return _trained([request], env, root, progress, wandb, peek)[0]
 
@@ -131,7 +128,7 @@ def train_seeds(
     if first is not None and not requests:
         raise RunError(
             f"all of these runs have reached their total of {config.total_steps} steps; to go on, give a larger one: "
-            f"codream train --resume {first.path} --seeds {seeds} --total-steps {2 * config.total_steps}"
+            f"{first.typed('train --resume')} --seeds {seeds} --total-steps {2 * config.total_steps}"
         )
     runs = _trained(requests, env, root, progress, "off", peek)
     return sorted([*done, *runs], key=lambda run: run.config.seed)
@@ -176,7 +173,7 @@ def _trained(
             Scorer(r.config, made.spec, copies) if config.checkpoints_best is not None else None for r in requests
         ]
         with contextlib.ExitStack() as stack:
-            runs = _held(requests, made.spec, root, stack, by_object=env is not None)
+            runs = _held(requests, made.spec, root, stack, env)
             resumed = [_resumed(run, together.driver, r) for r, run in zip(requests, runs, strict=True)]
             begun = [0 if runner is None else int(runner.state.steps) for runner, _ in resumed]
             title = "train" if len(runs) == 1 else f"train {len(runs)} seeds"
@@ -232,7 +229,7 @@ def _together(driver: HostDriver | GraphDriver, config: Config, count: int) -> R
     )
 
 
-def _folders(requests: list[_Request], spec: EnvSpec, root: str | Path, *, by_object: bool) -> list[Run]:
+def _folders(requests: list[_Request], spec: EnvSpec, root: str | Path, env: Any) -> list[Run]:
     """The run that each asks for; none is made if one of them cannot be."""
     runs: list[Run] = []
     made: list[Run] = []
@@ -240,7 +237,7 @@ def _folders(requests: list[_Request], spec: EnvSpec, root: str | Path, *, by_ob
         for request in requests:
             run = request.resumed
             if run is None:
-                about = {"by_object": by_object, "seeds": len(requests)}
+                about = {"env": env, "seeds": len(requests)}
                 run = Run.create(request.config, spec, name=request.name, root=root, **about)
                 made.append(run)
             runs.append(run)
@@ -252,13 +249,13 @@ def _folders(requests: list[_Request], spec: EnvSpec, root: str | Path, *, by_ob
 
 
 def _held(
-    requests: list[_Request], spec: EnvSpec, root: str | Path, stack: contextlib.ExitStack, *, by_object: bool
+    requests: list[_Request], spec: EnvSpec, root: str | Path, stack: contextlib.ExitStack, env: Any
 ) -> list[Run]:
     """`_folders`, kept from other processes until `stack` is left."""
     runs: list[Run] = []
 
     def hold() -> str:
-        runs.extend(_folders(requests, spec, root, by_object=by_object))
+        runs.extend(_folders(requests, spec, root, env))
         for run in runs:
             stack.enter_context(run.locked())
         return str(runs[0].path)
@@ -274,7 +271,7 @@ def _draw(run: Run) -> None:
     except Exception as err:
         warnings.warn(
             f"the report of {run.path} could not be drawn ({type(err).__name__}: {err}); the run itself is complete. "
-            f"Try again with: codream report {run.path}",
+            f"Try again with: {run.typed('report')}",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -326,7 +323,7 @@ def _found(run: Run, spec: EnvSpec, request: _Request) -> Checkpoint | None:
         raise RunError(
             f"{run.path} has reached its total of {config.total_steps} steps (its checkpoint is of step "
             f"{found.steps}); to go on, give a larger one: "
-            f"codream train --resume {run.path} --total-steps {2 * found.steps}"
+            f"{run.to_resume(total_steps=2 * found.steps)}"
         )
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -85,6 +86,58 @@ def test_channels_are_resized_one_by_one(channels: int) -> None:
     for c in range(channels):
         plane = Image.fromarray(image[..., c]).resize((64, 64), Image.Resampling.BOX)
         np.testing.assert_array_equal(obs[..., c], np.asarray(plane))
+
+
+def painting(space: spaces.Box, image: np.ndarray) -> type[toys.Toy]:
+    class Painting(toys.Toy):
+        def observation_space(self, agent: str) -> spaces.Space:
+            return space
+
+        def observe(self, agent: str) -> Any:
+            return image
+
+    return Painting
+
+
+BYTES, UNIT = spaces.Box(0, 255, (64, 64), np.uint8), spaces.Box(0, 1, (64, 64), np.float64)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
+def test_the_space_says_what_pixels_mean(dtype: type) -> None:
+    """Not the array's own type: bytes are often given as larger numbers."""
+    whole = np.random.default_rng(0).integers(0, 256, (64, 64))
+    obs = start(host(painting(BYTES, whole.astype(dtype)))).obs[0, 0, ..., 0]
+    np.testing.assert_array_equal(obs, whole)
+    obs = start(host(painting(UNIT, (whole > 99).astype(dtype)))).obs[0, 0, ..., 0]
+    np.testing.assert_array_equal(obs, (whole > 99) * 255)
+
+
+@pytest.mark.parametrize(
+    ("space", "image", "message"),
+    [
+        (UNIT, np.full((64, 64), 200, np.uint8), "expected pixels within 0…1, as the space says, got 200…200"),
+        (UNIT, np.full((64, 64), -0.5), "got -0.5…-0.5"),
+        (UNIT, np.full((64, 64), np.nan), "NaN"),
+        (BYTES, np.full((64, 64), 256), "expected whole numbers within 0…255, as the space says, got 256…256"),
+        (BYTES, np.full((64, 64), 0.5), "fractions within 0.5…0.5"),
+    ],
+)
+def test_images_outside_their_space_are_refused(space: spaces.Box, image: np.ndarray, message: str) -> None:
+    with pytest.raises(EnvironmentFailure, match=f"toy_v0: copy 0, step 0 .*observation of red_0: .*{message}"):
+        start(host(painting(space, image)))
+
+
+def test_vectors_outside_their_space_are_told_once_and_taken() -> None:
+    """Many environments declare bounds that they do not keep, and a vector is of use without them."""
+    told = r"toy_v0: red_0: an observation lies outside its space: entry \[0\] is 3, the space has -2…2 there"
+    env = host(with_space(spaces.Box(-2, 2, (2,))))
+    start(env)
+    for step in range(1, 5):
+        with pytest.warns(RuntimeWarning, match=told) if step == 3 else contextlib.nullcontext():
+            ts = advance(env)
+        assert ts.obs[0, 0, 0] == step
+    half = spaces.Box(np.float32([-np.inf, 0]), np.float32([np.inf, 1]))
+    start(host(with_space(half)))
 
 
 def with_space(space: spaces.Space, action_space: spaces.Space | None = None) -> type[toys.Toy]:
@@ -319,7 +372,9 @@ def test_pong_is_butterflys_and_really_draws() -> None:
 
 
 def test_unknown_names_list_what_exists_nearest_first() -> None:
-    with pytest.raises(UnknownEnvironment, match=r"'simple_tga'; the nearest: mpe2:simple_tag_v3, .*smax_3m.*object"):
+    with pytest.raises(
+        UnknownEnvironment, match=r"'simple_tga'; the nearest: mpe2:simple_tag_v3, .*smax_3m.*of your own: --env-from"
+    ):
         make_env("simple_tga")
     with pytest.raises(UnknownEnvironment, match="families are mpe2, butterfly, jaxmarl, socialjax"):
         make_env("atari:pong")

@@ -22,6 +22,7 @@ CHROMIUM = next(
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
+OWN = EnvSpec("own", ("a_0", "b_0"), ((3,), (60,)), (2, 3))
 SEEN = EnvSpec("seen", ("agent_0", "agent_1"), ((16, 16, 1),) * 2, (2, 2))
 
 # Drives the page from inside and writes what it found into the title, which --dump-dom prints.
@@ -121,21 +122,26 @@ window.addEventListener("load", () => {
 </script>"""
 
 
+def probed(folder: Path, spec: EnvSpec, found: dict[str, Any], probe: str) -> dict[str, Any]:
+    """What a script finds in the report of a run with these measurements, on a phone."""
+    run = run_folder(folder / "run")
+    about = json.loads((run.path / "run.json").read_text())
+    about["environment"] |= {"name": spec.name, "agents": list(spec.agents)}
+    (run.path / "run.json").write_text(json.dumps(about))
+    page = codream.report(with_measures(run, found), quick=True)
+    page.write_text(page.read_text().replace("<body>", f"<body>{probe}"))
+    done = browse(page, folder / "profile", "--window-size=390,900", "--dump-dom")
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return json.loads(done.stdout.partition("<title>FOUND")[2].partition("END</title>")[0])
+
+
 @pytest.mark.parametrize("dreams", [True, False])
 def test_boards_and_runs_without_dreams(tmp_path: Path, dreams: bool) -> None:
     found = alone(COINS)
     if not dreams:
         found["model"] = None
         found["scenes"] = [scene_of(without_dreams(episode_of(COINS)), COINS)]
-    run = run_folder(tmp_path / "run")
-    about = json.loads((run.path / "run.json").read_text())
-    about["environment"] |= {"name": COINS.name, "agents": list(COINS.agents)}
-    (run.path / "run.json").write_text(json.dumps(about))
-    page = codream.report(with_measures(run, found), quick=True)
-    page.write_text(page.read_text().replace("<body>", f"<body>{BOARD}"))
-    done = browse(page, tmp_path / "profile", "--window-size=390,900", "--dump-dom")
-    assert "CONSOLE" not in done.stderr, done.stderr
-    seen: dict[str, Any] = json.loads(done.stdout.partition("<title>FOUND")[2].partition("END</title>")[0])
+    seen = probed(tmp_path, COINS, found, BOARD)
     cells = np.clip(found["scenes"][0]["views"][0]["real"][0], 0, 1) >= 0.03
     assert seen["real"] == [cells[:, :2].sum(), cells[:, 2:].sum()]
     assert seen["dream"] == (not dreams)
@@ -158,18 +164,44 @@ window.addEventListener("load", () => {
 
 def test_frames_of_images(tmp_path: Path) -> None:
     """Each picture is a window within one frame of the strip."""
-    run = run_folder(tmp_path / "run")
-    about = json.loads((run.path / "run.json").read_text())
-    about["environment"] |= {"name": SEEN.name, "agents": list(SEEN.agents)}
-    (run.path / "run.json").write_text(json.dumps(about))
-    page = codream.report(with_measures(run, alone(SEEN)), quick=True)
-    page.write_text(page.read_text().replace("<body>", f"<body>{FRAMES}"))
-    done = browse(page, tmp_path / "profile", "--window-size=390,900", "--dump-dom")
-    assert "CONSOLE" not in done.stderr, done.stderr
-    seen: dict[str, Any] = json.loads(done.stdout.partition("<title>FOUND")[2].partition("END</title>")[0])
+    seen = probed(tmp_path, SEEN, alone(SEEN), FRAMES)
     assert seen["windows"] == [pytest.approx([3 + 1 / 18, 1 / 18, 16 / 18, 16 / 18])] * 2
     assert seen["told"] == "As agent_0 sees it."
     assert seen["episode"] == "none"  # there is one to choose from
+
+
+CURVES = """<script>
+window.addEventListener("load", () => {
+  const $ = (name) => document.querySelector(`[data-part="${name}"]`), seen = {};
+  const told = () => [...$("curves").querySelectorAll("svg")].map((svg) => svg.textContent);
+  $("slider").value = 3; $("slider").dispatchEvent(new Event("input")); seen.watching = told();
+  $("slider").value = 9; $("slider").dispatchEvent(new Event("input")); seen.dreaming = told();
+  $("focal").value = 1; $("focal").dispatchEvent(new Event("change")); seen.other = told();
+  seen.left_out = $("entries-told").textContent;
+  seen.hidden = [$("happened"), $("real"), $("dream")].map((node) => getComputedStyle(node).display);
+  seen.overflow = document.documentElement.scrollWidth - window.innerWidth;
+  document.title = "FOUND" + JSON.stringify(seen) + "END";
+});
+</script>"""
+
+
+@pytest.mark.parametrize("dreams", [True, False])
+def test_entries_of_vectors_over_the_episode(tmp_path: Path, dreams: bool) -> None:
+    found = measured(OWN, baselines=[])
+    if not dreams:
+        found["model"] = None
+        found["scenes"] = [scene_of(without_dreams(episode_of(OWN)), OWN)]
+    seen = probed(tmp_path, OWN, found, CURVES)
+    view = found["scenes"][0]["views"][0]
+    real, dream = view["real"], view["dream"]
+    assert seen["watching"] == [f"entry {k}{real[3][k]:.3g}" for k in range(3)]
+    imagined = [f" · imagined {dream[9][k]:.3g}" if dreams else "" for k in range(3)]
+    assert seen["dreaming"] == [f"entry {k}{real[9][k]:.3g}{imagined[k]}" for k in range(3)]
+    assert len(seen["other"]) == 12
+    assert "48 entries that change less are left out" in seen["left_out"]
+    assert ("one dream" in seen["left_out"]) == dreams
+    assert seen["hidden"] == ["none"] * 3
+    assert seen["overflow"] <= 0
 
 
 def test_a_frame_shows_nothing_of_its_neighbours() -> None:

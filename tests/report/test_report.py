@@ -181,7 +181,7 @@ def test_dreams_of_vectors_images_and_planes(spec: EnvSpec, tmp_path: Path) -> N
     about["environment"] |= {"name": spec.name, "agents": list(spec.agents)}
     (run.path / "run.json").write_text(json.dumps(about))
     text = checked(codream.report(with_measures(run, found), quick=True))
-    kind = {"own": "strip", "images": "image"}.get(spec.name, "plane")
+    kind = {"own": "curves", "images": "image"}.get(spec.name, "plane")
     assert f'"kind":"{kind}"' in text
     assert ("data:image/png" in text) == (kind == "image")
 
@@ -211,7 +211,7 @@ def test_training_ends_well_even_if_nothing_can_be_drawn(
     with pytest.warns(RuntimeWarning, match=r"could not be drawn \(OSError: the pen is broken\)"):
         trainer._draw(run)
     monkeypatch.setattr(cli, "report", fail)
-    cli._report_after(run, CrossPlay("tag", None, "run", 1, 1, 1, False, "cpu", 1.0, {}, []))
+    cli._report_after(run, CrossPlay("tag", None, "run", 1, 1, 1, False, "cpu", 1.0, {}, []), None)
     assert f"Try again: codream report {run.path}" in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ from codream import cli
 from codream.envs import EnvSpec
 from codream.report import watching
 from codream.report.animation import scene_of
+from codream.report.curves import curves_of, point
 from codream.report.dreams import typical_episodes
 from codream.report.film import film, frames_of, write_film
 from codream.report.scene import layouts
@@ -110,3 +111,26 @@ def test_the_episodes_shown_are_the_median_the_liveliest_and_the_quietest() -> N
         ("the most eventful", 1),
         ("the quietest", 0),
     ]
+
+
+def test_the_curves_are_those_of_the_entries_that_change_most() -> None:
+    spec = EnvSpec("own", ("a_0", "b_0"), ((3,), (60,)), (2, 3))
+    episode = episode_of(spec)
+    dreamed = episode.dreams[1]
+    assert dreamed.obs is not None
+    dreamed.obs[0, -1, :] = 1e6  # a dream that runs away
+    view = curves_of(episode.obs[:, 1], dreamed, 60, episode.start)
+    spread = episode.obs[:, 1].std(axis=0)
+    assert len(view["entries"]) == 12
+    assert view["left_out"] == 48
+    assert spread[view["entries"]].min() >= np.delete(spread, view["entries"]).max()
+    np.testing.assert_allclose(view["real"], episode.obs[:, 1, view["entries"]], atol=1e-4)
+    assert (np.asarray(view["low"]) <= np.asarray(view["dream"])[episode.start :]).all()
+    assert (np.asarray(view["high"]) >= np.asarray(view["dream"])[episode.start :]).all()
+    for k, (low, high) in enumerate(view["span"]):
+        happened = [row[k] for row in view["real"]]
+        assert low < min(happened) <= max(happened) < high
+        assert high - low < 3 * (max(happened) - min(happened))
+        for t, value in enumerate(happened):
+            assert point(view, k, 12, t, value) == pytest.approx((t / 12, (high - value) / (high - low)))
+    assert point(view, 0, 12, 12, 1e6) == (1.0, 0.0)

@@ -187,5 +187,5 @@ def _unknown(name: str, hint: str = "") -> str:
         + (f" ({hint})" if hint else "")
         + (f"; the nearest: {', '.join(near)}" if near else "")
         + f"; {'others' if near else 'those that exist'}: {', '.join(rest)}. "
-        "Or pass an object: make_env(maker), where maker() returns a PettingZoo ParallelEnv"
+        "One of your own: --env-from MODULE:NAME, in Python env=maker, where maker() returns a PettingZoo ParallelEnv"
     )

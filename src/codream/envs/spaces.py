@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +26,14 @@ def discrete(where: str, space: spaces.Space) -> spaces.Discrete:
 
 
 class Encoder:
-    """Turns one agent's raw observations into arrays of one `shape`: a vector, or an image."""
+    """Turns one agent's raw observations into arrays of one `shape`: a vector, or an image.
 
-    def __init__(self, where: str, space: spaces.Space) -> None:
+    `where`: whose they are, for messages. `warns`: say so, once, where a vector lies outside its space; it is taken as
+    it is. An image must lie in its space, since the space says what its numbers mean.
+    """
+
+    def __init__(self, where: str, space: spaces.Space, *, warns: bool = True) -> None:
+        self._where, self._warns = where, warns
         self.has_mask = isinstance(space, spaces.Dict) and set(space.spaces) == {"observation", "action_mask"}
         if self.has_mask:
             space = space["observation"]  # type: ignore[index]
@@ -39,10 +45,16 @@ class Encoder:
                 first = _channels_first(space.shape)
                 channels = 1 if len(space.shape) == 2 else space.shape[0 if first else 2]
                 self.shape = (IMAGE_SIZE, IMAGE_SIZE, int(channels))
-                self._encode = lambda image: _resize(np.moveaxis(image, 0, -1) if first else image)
+                bytes_ = space.dtype == np.uint8
+                self._encode = lambda image: _resize(_pixels(np.moveaxis(image, 0, -1) if first else image, bytes_))
+                self._warns = False
             else:
                 self.shape = (int(np.prod(space.shape, dtype=int)),)
                 self._encode = np.ravel
+                slack = 1e-5  # rounding
+                self._low = space.low - slack * (1 + np.abs(space.low))
+                self._high = space.high + slack * (1 + np.abs(space.high))
+                self._warns = warns and bool(np.isfinite([space.low, space.high]).any())
         elif not space.is_np_flattenable:
             raise ValueError(f"{where} has the observation space {space}, which has no fixed length")
         elif any(_is_image(part) for part in _leaves(space)):
@@ -62,7 +74,21 @@ class Encoder:
         array = np.asarray(raw)
         if array.shape != self.space.shape:
             raise ValueError(f"expected shape {self.space.shape}, got {array.shape}")
+        if self._warns and ((array < self._low) | (array > self._high)).any():
+            self._warn(array)
         return self._encode(array)
+
+    def _warn(self, array: np.ndarray) -> None:
+        """The first entry that lies outside."""
+        self._warns = False
+        assert isinstance(self.space, spaces.Box)
+        at = tuple(np.argwhere((array < self._low) | (array > self._high))[0])
+        warnings.warn(
+            f"{self._where}: an observation lies outside its space: entry {list(map(int, at))} is {array[at]:g}, the "
+            f"space has {self.space.low[at]:g}…{self.space.high[at]:g} there. It is taken as it is, now and later",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _leaves(space: spaces.Space) -> list[spaces.Space]:
@@ -85,14 +111,25 @@ def _is_image(space: spaces.Space) -> bool:
     return min(rows) >= SMALLEST_IMAGE and (space.dtype == np.uint8 or unit)
 
 
+def _pixels(image: np.ndarray, bytes_: bool) -> np.ndarray:
+    """An image as uint8: of a space of `bytes_` (whole numbers 0…255), else of one of floats within 0…1."""
+    if bytes_ and image.dtype == np.uint8:
+        return image
+    wanted, most = ("whole numbers within 0…255", 255) if bytes_ else ("pixels within 0…1", 1)
+    if not np.isfinite(image).all():
+        raise ValueError(f"expected {wanted}, got NaN or infinity")
+    low, high = float(image.min()), float(image.max())
+    if low < -1e-5 or high > most + 1e-5:
+        raise ValueError(f"expected {wanted}, as the space says, got {low:g}…{high:g}")
+    if bytes_ and (image != np.round(image)).any():
+        raise ValueError(f"expected {wanted}, as the space says, got fractions within {low:g}…{high:g}")
+    return np.clip(np.round(image if bytes_ else image * 255.0), 0, 255).astype(np.uint8)
+
+
 def _resize(image: np.ndarray) -> np.ndarray:
-    """An image [height, width(, channels)] as uint8 [64, 64, channels], by averaging boxes of pixels."""
+    """A uint8 image [height, width(, channels)] as [64, 64, channels], by averaging boxes of pixels."""
     from PIL import Image
 
-    if image.dtype != np.uint8:
-        if not np.isfinite(image).all():
-            raise ValueError("expected pixels within 0…1, got NaN or infinity")
-        image = np.clip(np.round(image * 255.0), 0, 255).astype(np.uint8)
     if image.ndim == 2:
         image = image[..., None]
     if image.shape[:2] == (IMAGE_SIZE, IMAGE_SIZE):

@@ -175,7 +175,8 @@ def _serve(inbox: IO[bytes], outbox: IO[bytes]) -> None:
     try:
         envs = copies.Source(*pickle.loads(source)).make(count)
         one = envs[0]
-        encoders = [spaces.Encoder(f"{layout.name}: {a}", one.observation_space(a)) for a in one.possible_agents]
+        asked = {a: one.observation_space(a) for a in one.possible_agents}
+        encoders = [spaces.Encoder(f"{layout.name}: {a}", space, warns=False) for a, space in asked.items()]
         held = copies.Copies(envs, encoders, layout, start)
     except Exception as err:
         broken = RuntimeError(f"{layout.name}: copy {start} could not be made: {type(err).__name__}: {err}")

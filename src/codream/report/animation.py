@@ -1,24 +1,22 @@
-"""Episodes and dreams as plain values that a page can draw: positions, cells of a grid, images, strips of entries."""
+"""Episodes and dreams as plain values that a page can draw: positions, cells of a grid, images, curves of entries."""
 
 from __future__ import annotations
 
 import base64
 import io
-import math
 import re
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 
 from codream.envs import EnvSpec
+from codream.report.curves import curves_of
 from codream.report.dreams import Dreamed, Episode
 from codream.report.grids import Grid, grids
 from codream.report.scene import Layout, layouts
 
 __all__ = ["action_names", "scene_of"]
-
-MOST_ENTRIES = 40  # of a vector without a picture of its own
 
 # Radii in the arena's units: of agents by side, and of landmarks.
 _RADII: dict[str, tuple[dict[str, float], float]] = {
@@ -45,11 +43,12 @@ def scene_of(episode: Episode, spec: EnvSpec, others: str = "predicted") -> dict
     """One episode and all dreams of it, as plain lists.
 
     `kind` says how to draw it: `plane` (positions), `grid` (cells with things in them), `image` (strips of frames as
-    PNG) or `strip` (entries of a vector). Without a world model views have no `dream`, `reward`, `gap` and `still`.
-    `others` says what the bars of the others are: `predicted`, or `mirrored` (what the agent would do in their place).
+    PNG) or `curves` (entries of a vector over the steps). Without a world model views have no `dream`, `reward`, `gap`
+    and `still`. `others` says what the bars of the others are: `predicted`, or `mirrored` (what the agent would do in
+    their place).
     """
     found, boards = layouts(spec), grids(spec)
-    kind = "image" if spec.is_image else "plane" if found is not None else "grid" if boards is not None else "strip"
+    kind = "image" if spec.is_image else "plane" if found is not None else "grid" if boards is not None else "curves"
     views = []
     for dreamed in episode.dreams:
         real = episode.obs[:, dreamed.focal]
@@ -69,7 +68,7 @@ def scene_of(episode: Episode, spec: EnvSpec, others: str = "predicted") -> dict
         elif boards is not None:
             view |= _on_the_board(boards[dreamed.focal], real, dreamed)
         else:
-            view |= _strips(real, dreamed, int(spec.obs_valid[dreamed.focal].sum()))
+            view |= curves_of(real, dreamed, int(spec.obs_valid[dreamed.focal].sum()), episode.start)
         views.append(view)
     return {
         "kind": kind,
@@ -89,7 +88,7 @@ _GAP = {
     "plane": "mean distance, arena units",
     "grid": "squared error, all cells",
     "image": "squared error, all pixels",
-    "strip": "squared error, symlog units",
+    "curves": "squared error, symlog units",
 }
 
 
@@ -162,21 +161,3 @@ def _film(frames: Shaped[np.ndarray, "steps h w c"]) -> str:
     out = io.BytesIO()
     Image.fromarray(strip[..., 0] if channels == 1 else strip).save(out, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
-
-
-def _strips(real: Shaped[np.ndarray, "steps_1 size"], dreamed: Dreamed, size: int) -> dict[str, Any]:
-    """Entries that change most, scaled to −1…1 by the largest seen, so that one colour scale serves all."""
-    real = np.asarray(real, float)[:, :size]
-    kept = np.sort(np.argsort(-real.std(axis=0), kind="stable")[:MOST_ENTRIES])
-    scale = np.maximum(np.abs(real).max(axis=0), 1e-6)
-
-    def scaled(x: Shaped[np.ndarray, "steps_1 size"]) -> Float[np.ndarray, "steps_1 kept"]:
-        return np.clip((np.asarray(x, float)[:, :size] / scale)[:, kept], -1, 1)
-
-    return {
-        "real": _plain(scaled(real), 2),
-        "dream": None if dreamed.obs is None else _plain(scaled(dreamed.obs[0]), 2),
-        "entries": kept.tolist(),
-        "left_out": max(size - MOST_ENTRIES, 0),
-        "side": math.ceil(math.sqrt(len(kept))),
-    }

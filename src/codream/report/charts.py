@@ -99,6 +99,8 @@ def chart(
     if not lines:
         return f'<p class="empty">{html.escape(empty)}</p>'
     x0, x1 = x_range or _span([line.x for line in lines])
+    if x0 == x1 > 0:  # a single point stands at the end of what led there
+        x0 = 0.0
     every = [v for line in lines for v in (line.y, line.faint, line.low, line.high) if v is not None]
     y0, y1 = y_range or _span([*every, [y for _, y in marks], [0.0] if zero and not log else []])
     y0, y1, ticks = _axis(y0, y1, log, exact=y_range is not None)

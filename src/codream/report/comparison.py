@@ -36,6 +36,7 @@ def compare(
     out: str | Path = "compare.html",
     quick: bool = False,
     episodes: int = EPISODES,
+    env: Any = None,
     root: str | Path = "runs",
     progress: bool = True,
 ) -> Path:
@@ -44,6 +45,7 @@ def compare(
 
     Runs whose configurations differ in nothing but the seed (and the steps in total) are one curve. Runs of different
     environments are compared each among their own. `quick`: no matches are played. `episodes`: of each match.
+    `env`: the environment, of runs that were trained on one given as an object.
 
     A folder of runs, such as a sweep's, stands for all runs in it.
 
@@ -64,7 +66,7 @@ def compare(
     for number, (game, names) in enumerate(games):
         group = [e for e in entries if (e.environment, e.agents) == (game, names)]
         of = f" on {game}" if len(games) > 1 else ""
-        for key, heading, text in _game(game, group, quick=quick, episodes=episodes, progress=progress):
+        for key, heading, text in _game(game, group, env, quick=quick, episodes=episodes, progress=progress):
             sections.append((f"{key}-{number}", heading + of, text))
     title = f"{len(entries)} runs compared"
     path = Path(out)
@@ -96,7 +98,7 @@ def _runs(entries: Sequence[Entry]) -> str:
 
 
 def _game(
-    game: str, entries: Sequence[Entry], *, quick: bool, episodes: int, progress: bool
+    game: str, entries: Sequence[Entry], env: Any, *, quick: bool, episodes: int, progress: bool
 ) -> list[tuple[str, str, str]]:
     groups = methods(entries)
     sides = sides_of(entries[0].agents)
@@ -123,7 +125,7 @@ def _game(
     if len(_teams(sides, entries[0].agents)) == 2 and not quick:
         heading = "Everyone with everyone" if together else "Everyone against everyone"
         if len(entries) > 1:
-            text = _heat(entries, episodes, progress)
+            text = _heat(entries, env, episodes, progress)
         else:
             text = f'<p class="empty">There is only one run on {html.escape(game)}, so there is nobody to play.</p>'
         sections.append(("heat", heading, text))
@@ -209,13 +211,13 @@ def _summary(values: Sequence[float] | None, digits: int) -> str:
 # ------------------------------------------------------------------------------------------ matches
 
 
-def _heat(entries: Sequence[Entry], episodes: int, progress: bool) -> str:
+def _heat(entries: Sequence[Entry], env: Any, episodes: int, progress: bool) -> str:
     """Every run's first side with or against every run's second side (with one side: first agent and others)."""
     teams: dict[str, Agents] = {}
     told = ""
     for entry in entries[:MOST_PLAYED]:
         try:
-            team = load(entry.run)
+            team = load(entry.run, env=env if entry.run.by_object else None)
         except (CheckpointError, ValueError) as err:
             told += f'<p class="warn">{html.escape(entry.name)} could not be loaded: {html.escape(str(err))}</p>'
             continue
@@ -232,16 +234,16 @@ def _heat(entries: Sequence[Entry], episodes: int, progress: bool) -> str:
     one = next(iter(teams.values()))
     groups = _teams(one.spec.sides, one.spec.agents)
     ours, theirs = groups.values()
-    env = as_host(one.make_env(episodes), episodes)
+    played = as_host(one.make_env(episodes), episodes)
     returns = np.zeros((len(teams), len(teams), 2))
     with Bar("matches", len(teams) ** 2, unit="matches", show=progress) as bar:
         for i, a in enumerate(teams.values()):
             for j, b in enumerate(teams.values()):
                 mixed = _Mixed(a.player(), b.player(), theirs)
-                got = play(env, dict.fromkeys(one.spec.sides, mixed), episodes).mean(axis=0)
+                got = play(played, dict.fromkeys(one.spec.sides, mixed), episodes).mean(axis=0)
                 returns[i, j] = [got[list(members)].mean() for members in (ours, theirs)]
                 bar.update(i * len(teams) + j + 1, last=(i, j) == (len(teams) - 1,) * 2)
-    env.close()
+    played.close()
     foes = len(one.spec.sides) == 2
     first, second = (f"the {name} side" if foes else name for name in groups)
     first = first[0].upper() + first[1:] if foes else first

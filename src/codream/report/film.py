@@ -13,12 +13,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from codream.report.charts import FAMILIES, PARTS
+from codream.report.curves import point
 from codream.report.storyboard import extent
 
 __all__ = ["FPS", "check_film", "film", "framed", "frames_of", "write_film"]
 
 FPS = 4
 SIZE = 280  # of one picture, in pixels
+FILM_ENTRIES = 6  # of a vector
 FINER = 3  # drawn that much larger and then reduced, so that edges are smooth
 HEAD = 40  # for what is written above the pictures
 LEGEND = 26  # for the names of the agents below
@@ -152,7 +154,7 @@ def _tile(
     elif scene["kind"] == "grid":
         _grid(draw, view, what, t, focal, colours)
     else:
-        _strip(draw, view, what, t)
+        _curves(draw, scene, view, what, t, colours[focal])
     return tile.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
@@ -224,13 +226,38 @@ def _mixed(colour: str, share: float) -> tuple[int, ...]:
     return tuple(round(share * a + (1 - share) * b) for a, b in parts)
 
 
-def _strip(draw: ImageDraw.ImageDraw, view: Mapping[str, Any], what: str, t: int) -> None:
-    side = view["side"]
-    cell = SIZE * FINER / side
-    for k, value in enumerate(view[what][t]):
-        x, y = (k % side) * cell, (k // side) * cell
-        fill = _mixed(PARTS[1 if value > 0 else 0][0], abs(value))
-        draw.rectangle((x, y, x + cell - 2 * FINER, y + cell - 2 * FINER), fill=fill)
+def _curves(
+    draw: ImageDraw.ImageDraw, scene: Mapping[str, Any], view: Mapping[str, Any], what: str, t: int, colour: str
+) -> None:
+    """The entries that change most, up to step `t`; of a dream, over what happened."""
+    shown = sorted(sorted(range(len(view["entries"])), key=lambda k: -_liveliness(view, k))[:FILM_ENTRIES])
+    columns = 1 if len(shown) <= 3 else 2
+    wide, high = SIZE * FINER / columns, SIZE * FINER / max(-(-len(shown) // columns), 1)
+    head, room = 14 * FINER, 5 * FINER
+    for n, k in enumerate(shown):
+        left, top = (n % columns) * wide, (n // columns) * high
+
+        def path(
+            values: Any, begin: int, left: float = left, top: float = top, k: int = k
+        ) -> list[tuple[float, float]]:
+            ends = (point(view, k, scene["steps"], s, values[s][k]) for s in range(begin, t + 1))
+            return [(left + room + x * (wide - 2 * room), top + head + y * (high - head - room)) for x, y in ends]
+
+        draw.rectangle((left + room, top + head, left + wide - room, top + high - room), outline=LINE, width=FINER)
+        draw.text((left + room, top + 2 * FINER), f"entry {view['entries'][k]}", SOFT, _font(10 * FINER))
+        lines = [(path(view["real"], 0), INK if what == "real" else SOFT, FINER)]
+        if what == "dream" and t >= scene["start"]:
+            lines.append((path(view["dream"], scene["start"]), colour, 2 * FINER))
+        for line, fill, width in lines:
+            if len(line) > 1:
+                draw.line(line, fill=fill, width=width)
+            x, y = line[-1]
+            draw.ellipse((x - 3 * FINER, y - 3 * FINER, x + 3 * FINER, y + 3 * FINER), fill=fill)
+
+
+def _liveliness(view: Mapping[str, Any], k: int) -> float:
+    """How much an entry changes."""
+    return float(np.std([row[k] for row in view["real"]]))
 
 
 def _image(scene: Mapping[str, Any], view: Mapping[str, Any], what: str, t: int) -> Image.Image:

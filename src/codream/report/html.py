@@ -213,18 +213,20 @@ _PLAYER = """<div class="player" id="player"><div class="controls">
 <span class="clock" data-part="clock" aria-live="polite"></span>
 <label>who dreams <select data-part="focal"></select></label>
 <label>episode <select data-part="episode"></select></label></div>
-<div class="stage"><figure><figcaption>What happened<span data-part="seen"></span></figcaption>
+<div class="stage"><figure data-part="happened"><figcaption>What happened<span data-part="seen"></span></figcaption>
 <svg class="arena" data-part="real" role="img" aria-label="the real episode"></svg></figure>
 <figure data-part="dreamed"><figcaption><b data-part="dreamer"></b><span data-part="phase"></span></figcaption>
 <svg class="arena" data-part="dream" role="img" aria-label="the imagined episode"></svg></figure></div>
+<div data-part="entries"><b data-part="entries-title"></b><p class="fine" data-part="entries-told"></p>
+<div class="curves" data-part="curves"></div></div>
 <div class="minds"><div><h3 data-part="bars-title">What it expected each agent to do</h3>
 <p class="fine">Bars: probability of each action; outlined: the one really taken.</p>
 <table class="bars"><tbody data-part="others"></tbody></table></div>
 <div><h3>What it expected for itself</h3>
 <div class="wide"><table class="facts"><tbody data-part="facts"></tbody></table></div>
 <div data-part="gaps"><h3>Gap between dream and reality</h3>
-<p class="fine">Solid: the dream, mean over eight; dashed: if nothing moved.</p>
-<svg class="chart" data-part="gap" viewBox="0 0 440 120" role="img" aria-label="gap by step"></svg>
+<p class="fine">Here: solid the dream, mean over eight, dashed if nothing moved. Means over many episodes: below.</p>
+<svg class="chart" data-part="gap" viewBox="0 0 440 130" role="img" aria-label="gap by step"></svg>
 </div></div></div></div>"""
 
 

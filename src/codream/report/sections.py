@@ -20,11 +20,14 @@ def cross_play(measured: Mapping[str, Any]) -> str:
     sides = list(result["members"])
     table = _matrix(result, baselines) if len(sides) == 2 else _list(result, baselines)
     said = "".join(f"<li>{line}</li>" for line in standing(measured))
+    played = {name for row in result["rows"] for name in row["sides"].values()}
+    scripts = [f"<code>{name}</code>" for name in _SCRIPTED if name in played]
     note = (
         "Fixed opponents never change, so these numbers can be compared between runs; a game between the two trained "
         "sides (<em>self</em> against <em>self</em>) cannot. <code>random</code> acts uniformly at random, "
-        "<code>still</code> does nothing, <code>chase</code> and <code>flee</code> are scripted. Grey cells are "
-        "references among themselves, for comparison."
+        "<code>still</code> does nothing"
+        + (f", {' and '.join(scripts)} {'are' if len(scripts) > 1 else 'is'} scripted" if scripts else "")
+        + ". Grey cells are references among themselves, for comparison."
         if len(sides) > 1
         else "All agents are of one side and play together, so there is no opponent: <em>trained</em> is how they "
         "play, the grey rows are all of them acting uniformly at random or doing nothing, for comparison."
@@ -289,6 +292,7 @@ def foresight(seen: Mapping[str, Any]) -> str:
         f"{head}</tr></thead><tbody>{body}</tbody>"
         f'<tfoot><tr><th scope="row">base rate</th>{base}</tr></tfoot></table></div>'
     )
+    many = " many" if len(agents) > 3 else ""  # then the matrix has a row of the page to itself
     confidence = [_number(x) for x in seen["confidence"]]
     rate = [_number(x) for x in seen["hit_rate"]]
     diagram = chart(
@@ -306,7 +310,7 @@ def foresight(seen: Mapping[str, Any]) -> str:
         "of the held-out episodes. <b>Deeper colour: further above the base rate</b>, which is what one gets by always "
         "naming the other’s favourite action. “off by” is the calibration error: how far its stated "
         "confidence lies from "
-        f'how often it is right, on average.</p><div class="two">{matrix}<figure '
+        f'how often it is right, on average.</p><div class="two{many}">{matrix}<figure '
         f'class="panel"><figcaption><h3>Calibration</h3>'
         "<p>On the dashed diagonal “70 % sure” comes true seven times in ten; below it the agents are too sure of "
         f"themselves.</p></figcaption>{diagram}</figure></div>"

@@ -6,6 +6,8 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from codream.report.curves import drawn
+
 __all__ = ["extent", "storyboard"]
 
 FRAMES = 6
@@ -18,15 +20,15 @@ def storyboard(scene: Mapping[str, Any], focal: int, agents: Sequence[str]) -> s
     steps, start = scene["steps"], scene["start"]
     shown = sorted({round(start + k * (steps - start) / (FRAMES - 1)) for k in range(FRAMES)})
     view = scene["views"][focal]
+    if scene["kind"] == "curves":
+        return _curves(scene, view, focal, agents)
     if scene["kind"] == "plane":
         low, high = extent(scene)
         draw = lambda t: _plane(scene, view, t, low, high)  # noqa: E731
     elif scene["kind"] == "image":
         draw = lambda t: _images(view, t, steps + 1)  # noqa: E731
-    elif scene["kind"] == "grid":
-        draw = lambda t: _boards(view, t)  # noqa: E731
     else:
-        draw = lambda t: _strip(view, t)  # noqa: E731
+        draw = lambda t: _boards(view, t)  # noqa: E731
     figures = "".join(
         f"<figure>{draw(t)}<figcaption>step {t}{' (start)' if t == start else ''}</figcaption></figure>" for t in shown
     )
@@ -39,12 +41,26 @@ def storyboard(scene: Mapping[str, Any], focal: int, agents: Sequence[str]) -> s
         "plane": "filled: what happened; dashed outline: what was imagined; thin lines join the two",
         "grid": "above: what happened; below: what was imagined, the paler the less sure",
         "image": "above: what happened; below: what was imagined",
-        "strip": "left: what happened; right: what was imagined (one square per entry of the observation)",
     }[scene["kind"]]
     return (
         f'<div class="storyboard"><p>{html.escape(scene["label"]).capitalize()}, as '
         f"<b>{html.escape(agents[focal])}</b> "
         f'imagined it from step {start} on ({how}).</p><div class="frames">{figures}</div></div>'
+    )
+
+
+def _curves(scene: Mapping[str, Any], view: Mapping[str, Any], focal: int, agents: Sequence[str]) -> str:
+    """All steps at once."""
+    who = f"<b>{html.escape(agents[focal])}</b>"
+    told = (
+        f"as {who} imagined it from step {scene['start']} on (the vertical line): black: what happened; dashed: one "
+        "dream; shaded: the range of eight."
+        if view["dream"] is not None
+        else f"as {who} saw it."
+    )
+    return (
+        f'<div class="storyboard"><p>{html.escape(scene["label"]).capitalize()}, {told}</p>'
+        f"{drawn(view, scene['start'], scene['steps'], focal)}</div>"
     )
 
 
@@ -116,17 +132,3 @@ def _boards(view: Mapping[str, Any], t: int) -> str:
         size = f"0 0 {view['width'] * cell} {view['height'] * cell}"
         out += f'<svg class="arena" viewBox="{size}" role="img" aria-label="{what}, step {t}">{drawn}</svg>'
     return out
-
-
-def _strip(view: Mapping[str, Any], t: int) -> str:
-    out = ""
-    for column, what in enumerate(("real", "dream")):
-        if view[what] is None:
-            continue
-        for k, value in enumerate(view[what][t]):
-            sign = "var(--p1)" if value > 0 else "var(--p0)"
-            style = f"fill:{sign};fill-opacity:{abs(value):.2f}"
-            out += f'<rect x="{column * 34}" y="{k * 6}" width="30" height="5" style="{style}"/>'
-    return (
-        f'<svg class="strip" viewBox="0 0 66 {6 * len(view["real"][t])}" role="img" aria-label="step {t}">{out}</svg>'
-    )

@@ -86,7 +86,7 @@ def _frames(
     dreams = dream and agents.state.world_model is not None
     scenes = scenes_of(agents, played, chosen) if dreams else []
     scenes = scenes or [scene_of(episode, spec) for episode in played_only(spec, played, chosen, LIMIT)]
-    if scenes[0]["kind"] == "strip":
+    if scenes[0]["kind"] == "curves":
         own = _own_pictures(agents, episodes, greedy, seed)
         if own:
             return own
@@ -100,13 +100,11 @@ def _frames(
 
 def _own_pictures(agents: Agents, episodes: int, greedy: bool, seed: int) -> list[Image.Image]:
     """Episodes as a PettingZoo environment draws them; none where it cannot."""
-    name, options = agents.config.env, agents.config.env_kwargs
-    try:
-        from codream.envs import make_env
-        from codream.envs.pettingzoo import PettingZooEnv
+    from codream.envs.pettingzoo import PettingZooEnv
 
-        env = make_env(name, 1, **{**options, "render_mode": "rgb_array"})
-    except (TypeError, ValueError, ModuleNotFoundError):
+    try:
+        env = agents.make_env(1, render_mode="rgb_array")
+    except Exception:  # whatever it says to a keyword that it may not have
         return []
     if not isinstance(env, PettingZooEnv) or env.spec != agents.spec:
         return []

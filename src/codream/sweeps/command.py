@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tyro
@@ -53,12 +53,14 @@ class SweepCommand:
     """Episodes of every pairing by which each run is measured at its end; 0: none."""
     root: str = "runs"
     """Folder of all runs; on a cluster one that all machines share."""
+    env_from: Annotated[str | None, tyro.conf.arg(metavar="MODULE:NAME")] = None
+    """An environment of your own instead of --env: the class or function that makes it, e.g. my_envs:Meeting."""
     env_kwargs: str | None = None
     """Keyword arguments of the environment, as JSON, e.g. '{"max_cycles": 50}'."""
 
 
-def run_sweep(command: SweepCommand, config: Config) -> None:
-    """`config`: the command's, with the environment's keywords. Raises SweepFailed if some trials failed for good."""
+def run_sweep(command: SweepCommand, config: Config, env: Any) -> None:
+    """`config`, `env`: the command's, as `sweep` takes them. Raises SweepFailed if some trials failed for good."""
     jax.config.update("jax_platforms", "cpu")  # this process only checks and draws; the GPUs are the trials'
     grid, ablate, search = (
         assignments(f"--{name}", [text for texts in getattr(command, name) for text in texts])
@@ -66,6 +68,7 @@ def run_sweep(command: SweepCommand, config: Config) -> None:
     )
     result = sweep(
         config,
+        env=env,
         name=command.name,
         seeds=command.seeds,
         grid={name: listed(text) for name, text in grid.items()},

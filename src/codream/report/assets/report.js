@@ -154,20 +154,33 @@
       svg.firstChild.setAttribute("viewBox", `${state.step + edge} ${edge} ${1 - 2 * edge} ${1 - 2 * edge}`);
     }
   }
-  function strip(real, dream) {
-    for (const [svg, what] of [[real, "real"], [dream, "dream"]]) {
-      if (!view()[what]) continue;
-      const values = view()[what][state.step], side = view().side, cell = SIZE / side;
-      svg.setAttribute("class", "strip");
-      svg.setAttribute("viewBox", `0 0 ${SIZE} ${Math.ceil(values.length / side) * cell}`);
-      svg.replaceChildren();
-      values.forEach((value, k) => {
-        const x = (k % side) * cell, y = Math.floor(k / side) * cell;
-        const box = make("rect", { x: x + 1, y: y + 1, width: cell - 2, height: cell - 2, style: `fill:var(${value > 0 ? "--p1" : "--p0"});fill-opacity:${Math.abs(value)}` }, svg);
-        make("title", {}, box, `entry ${view().entries[k]}: ${value}`);
-        make("text", { x: x + 4, y: y + 13, style: "font-size:10px;fill:var(--soft)" }, svg, view().entries[k]);
-      });
-    }
+  // Each entry of the observation over the whole episode; where there is a dream, over what happened.
+  function curves() {
+    const v = view(), holder = part("curves"), start = scene().start, steps = scene().steps, t = state.step;
+    const [w, h, left, top, bottom] = [220, 96, 6, 20, 8];
+    holder.replaceChildren();
+    v.entries.forEach((entry, k) => {
+      const [low, high] = v.span[k];
+      const x = (s) => left + (s / Math.max(steps, 1)) * (w - 2 * left);
+      const y = (value) => top + Math.min(Math.max((high - value) / (high - low), 0), 1) * (h - top - bottom);
+      const path = (rows, begin) => rows.map((row, s) => `${x(begin + s).toFixed(1)} ${y(row[k]).toFixed(1)}`);
+      const svg = make("svg", { class: "curve", viewBox: `0 0 ${w} ${h}`, role: "img", "aria-label": `entry ${entry}` }, holder);
+      make("rect", { class: "cell", x: left, y: top, width: w - 2 * left, height: h - top - bottom }, svg);
+      const colour = `var(--a${state.focal})`, dreaming = v.dream && t > start;
+      if (v.dream) {
+        make("path", { class: "band", style: `fill:${colour}`, d: `M${[...path(v.high, start), ...path(v.low, start).reverse()].join("L")}Z` }, svg);
+        make("path", { class: "since", d: `M${x(start)} ${top}V${h - bottom}` }, svg);
+      }
+      make("path", { class: "line", d: `M${path(v.real, 0).join("L")}` }, svg);
+      if (v.dream) make("path", { class: "line imagined", style: `stroke:${colour}`, d: `M${path(v.dream.slice(start), start).join("L")}` }, svg);
+      make("path", { class: "cursor", d: `M${x(t)} ${top}V${h - bottom}` }, svg);
+      make("circle", { class: "now", cx: x(t), cy: y(v.real[t][k]), r: 3 }, svg);
+      if (dreaming) make("circle", { cx: x(t), cy: y(v.dream[t][k]), r: 3, style: `fill:${colour}` }, svg);
+      make("text", { x: left, y: 13 }, svg, `entry ${entry}`);
+      const short = (value) => String(+value.toPrecision(3));
+      make("text", { class: "soft", x: w - left, y: 13, "text-anchor": "end" }, svg,
+        short(v.real[t][k]) + (dreaming ? ` · imagined ${short(v.dream[t][k])}` : ""));
+    });
   }
   function grid(real, dream) {
     const v = view(), cell = SIZE / Math.max(v.width, v.height);
@@ -232,20 +245,20 @@
   }
   function gaps() {
     if (!view().dream) return;
-    const svg = part("gap"), v = view(), w = 440, h = 120, from = scene().start, n = scene().steps;
+    const svg = part("gap"), v = view(), w = 440, h = 130, from = scene().start, n = scene().steps;
     svg.replaceChildren();
     const high = Math.max(...v.gap, ...v.still, 1e-6);
-    const x = (t) => 44 + (t / n) * (w - 56), y = (e) => h - 26 - (e / high) * (h - 36);
-    make("path", { class: "axis", d: `M44 10V${h - 26}H${w - 12}` }, svg);
+    const x = (t) => 44 + (t / n) * (w - 56), y = (e) => h - 36 - (e / high) * (h - 46);
+    make("path", { class: "axis", d: `M44 10V${h - 36}H${w - 12}` }, svg);
     const path = (values) => "M" + values.slice(from).map((e, k) => `${x(from + k)} ${y(e)}`).join("L");
     make("path", { class: "line", d: path(v.still), style: "stroke:var(--p6)", "stroke-dasharray": "7 3" }, svg);
     make("path", { class: "line", d: path(v.gap), style: "stroke:var(--p0)" }, svg);
-    make("path", { class: "cursor", d: `M${x(state.step)} 10V${h - 26}` }, svg);
+    make("path", { class: "cursor", d: `M${x(state.step)} 10V${h - 36}` }, svg);
     make("text", { x: 40, y: 16, "text-anchor": "end" }, svg, number(high));
-    make("text", { x: 40, y: h - 24, "text-anchor": "end" }, svg, "0");
+    make("text", { x: 40, y: h - 34, "text-anchor": "end" }, svg, "0");
     make("text", { class: "label", x: w / 2, y: h - 4, "text-anchor": "middle" }, svg, "step of the episode");
-    make("text", { x: x(from), y: h - 12, "text-anchor": "middle" }, svg, from);
-    make("text", { x: x(n), y: h - 12, "text-anchor": "end" }, svg, n);
+    make("text", { x: x(from), y: h - 22, "text-anchor": "middle" }, svg, from);
+    make("text", { x: x(n), y: h - 22, "text-anchor": "end" }, svg, n);
   }
   function draw() {
     const real = part("real"), dream = part("dream"), t = state.step, start = scene().start;
@@ -257,15 +270,26 @@
     part("seen").textContent = {
       plane: "Ringed: the agent whose dream is shown.", grid: "Ringed: the agent whose dream is shown.",
       image: `As ${agents[state.focal]} sees it.`,
-      strip: `The entries of what ${agents[state.focal]} observes.` }[scene().kind];
+      curves: "" }[scene().kind];
     part("dreamer").textContent = `What ${agents[state.focal]} imagined`;
     part("phase").textContent = t <= start
       ? `It is still watching: from step ${start} on it only imagines.`
       : `${t - start} steps into its dream. ${{
           plane: "Dashed: imagined. Pale: seven other dreams of the same start. Dots: where the bodies really were.",
           grid: "Eight dreams of the same start over one another.",
-          image: "One of eight dreams of the same start.", strip: "One of eight dreams of the same start." }[scene().kind]}`;
-    ({ plane, grid, image: film, strip })[scene().kind](real, dream);
+          image: "One of eight dreams of the same start.", curves: "" }[scene().kind]}`;
+    const charted = scene().kind === "curves";
+    part("entries").hidden = !charted;
+    for (const svg of [real, dream]) svg.toggleAttribute("hidden", charted);
+    part("happened").hidden = charted;
+    if (charted) {
+      const out = view().left_out;
+      part("entries-title").textContent = `What ${agents[state.focal]} observes, entry by entry, over the episode`;
+      part("entries-told").textContent = (view().dream
+        ? `Black: what happened. Dashed: one dream, from step ${start} on; shaded: the range of eight. ` : "")
+        + "The line that moves is the step above." + (out ? ` ${out} entries that change less are left out.` : "");
+    }
+    ({ plane, grid, image: film, curves })[scene().kind](real, dream);
     mind();
     gaps();
   }

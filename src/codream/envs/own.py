@@ -1,0 +1,58 @@
+"""Environments of one's own by the place where Python finds them: MODULE:NAME, as the command line is given them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from codream.envs.registry import UnknownEnvironment
+
+__all__ = ["maker", "place_of"]
+
+
+def maker(place: str) -> Any:
+    """NAME in MODULE, a class or function that makes an environment, for the `place` "MODULE:NAME". MODULE is imported
+    as Python would from the current folder, or from PYTHONPATH.
+
+    Raises UnknownEnvironment where there is no such place; what MODULE itself raises passes.
+    """
+    name, _, attribute = place.partition(":")
+    if not name or not attribute or name.endswith(".py"):
+        raise UnknownEnvironment(
+            f"expected MODULE:NAME, e.g. my_envs:Meeting for the class Meeting in my_envs.py, got {place!r}"
+        )
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # `python -m` has it there, a command does not
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as err:
+        if err.name is None or not f"{name}.".startswith(f"{err.name}."):
+            raise  # something that MODULE imports
+        raise UnknownEnvironment(
+            f"{place}: Python finds no module {err.name}; it looks in {here} and on PYTHONPATH"
+        ) from err
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, [n for n in dir(found) if not n.startswith("_")], n=3)
+            raise UnknownEnvironment(
+                f"{place}: {getattr(module, '__file__', name)} has no {attribute}"
+                + (f"; the nearest: {', '.join(near)}" if near else "")
+            )
+        found = getattr(found, part)
+    return found
+
+
+def place_of(env: Any) -> str | None:
+    """MODULE:NAME where `maker` would find this class or function again; None for all else, and for what belongs to a
+    script, a notebook or another function."""
+    module, name = getattr(env, "__module__", None), getattr(env, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or module == "__main__":
+        return None
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{name}" if found is env else None

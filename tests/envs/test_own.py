@@ -1,0 +1,71 @@
+"""Environments of one's own, by the place where Python finds them."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from toys import Toy
+
+from codream.envs import UnknownEnvironment
+from codream.envs.own import maker, place_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with a module in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "mine_to_find.py").write_text(
+        "class Arena:\n    class Small: pass\n\ndef small(size=3): return Arena()\n\nshorter = lambda: Arena()\n"
+    )
+    importlib.invalidate_caches()
+    yield tmp_path
+    sys.modules.pop("mine_to_find", None)
+
+
+def test_a_place_is_found_from_the_current_folder_and_found_again(folder: Path) -> None:
+    for place in ("mine_to_find:Arena", "mine_to_find:small", "mine_to_find:Arena.Small"):
+        found = maker(place)
+        assert found.__name__ == place.rpartition(":")[2].rpartition(".")[2]
+        assert place_of(found) == place
+    assert sys.path.count(str(folder)) == 1
+    assert place_of(Toy) == "toys:Toy"
+
+
+def test_what_cannot_be_found_again_has_no_place(folder: Path) -> None:
+    class Inside(Toy):
+        pass
+
+    shorter = maker("mine_to_find:shorter")
+    for env in (Inside, Toy(), lambda: Toy(), shorter, None):
+        assert place_of(env) is None
+    script = type("Script", (), {"__module__": "__main__"})
+    assert place_of(script) is None
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("mine_to_find", r"expected MODULE:NAME, e\.g\. my_envs:Meeting .*got 'mine_to_find'"),
+        ("mine_to_find.py:Arena", r"expected MODULE:NAME"),
+        (":Arena", r"expected MODULE:NAME"),
+        ("mine_to_fin:Arena", r"finds no module mine_to_fin; it looks in /"),
+        ("mine_to_find.deeper:Arena", r"finds no module mine_to_find\.deeper"),
+        ("mine_to_find:Arenas", r"mine_to_find\.py has no Arenas; the nearest: Arena"),
+        ("mine_to_find:Arena.Large", r"has no Arena\.Large"),
+    ],
+)
+def test_places_that_are_none(place: str, message: str, folder: Path) -> None:
+    with pytest.raises(UnknownEnvironment, match=message):
+        maker(place)
+
+
+def test_what_the_module_itself_raises_passes(folder: Path) -> None:
+    (folder / "mine_that_lacks.py").write_text("import a_package_that_nobody_has")
+    (folder / "mine_that_fails.py").write_text("1 / 0")
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_nobody_has"):
+        maker("mine_that_lacks:Arena")
+    with pytest.raises(ZeroDivisionError):
+        maker("mine_that_fails:Arena")
