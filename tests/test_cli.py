@@ -128,7 +128,11 @@ def test_an_environment_of_ones_own(
     assert "codream evaluate runs/a --env-from helpers:Toy" in capsys.readouterr().out
     run = Run(tmp_path / "runs" / "a")
     assert run.config.env == "toy"
-    assert (run.path / "report.html").is_file()
+    measured = json.loads((run.path / "measured.json").read_text())
+    # Episodes of 4 steps are too short for the horizon of 12: two observations are seen, three steps imagined.
+    assert len(measured["model"]["by_horizon"]) == 3
+    assert all(error >= 0 for error in measured["model"]["by_horizon"])
+    assert "toy (helpers:Toy)" in (run.path / "report.html").read_text(encoding="utf-8")
     assert cli.main(["evaluate", "a", "--episodes", "2", *own]) == 0
     assert cli.main(["report", "a", "--quick", *own]) == 0
     assert cli.main(["watch", "a", "--episodes", "1", "--no-dream", *own]) == 0

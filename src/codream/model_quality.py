@@ -25,7 +25,7 @@ from codream.latents import two_hot_mean
 from codream.linear import dense, tree_of
 from codream.world_model import Hidden, Sequence, WorldModel
 
-__all__ = ["ModelQuality", "Recording", "measure", "record", "sequences_of"]
+__all__ = ["ModelQuality", "Recording", "measure", "opening", "record", "sequences_of"]
 
 PIECE = 64  # sequences that are measured at a time, at most
 
@@ -68,6 +68,12 @@ class ModelQuality:
     @property
     def horizon_ratio(self) -> float:
         return self.by_horizon[-1] / self.still_by_horizon[-1]
+
+
+def opening(context: int, steps: int) -> int:
+    """Observations of an episode of so many steps that are seen before it is imagined: those of the context, if that
+    leaves two thirds of it."""
+    return min(context, max(steps // 3, 2))
 
 
 Recording = tuple[list[TimeStep], list[Any]]
@@ -193,8 +199,8 @@ def measure(
 
     `large_reward`: a step counts as having a reward if its absolute value is above this (5 for a catch in
     `simple_tag`, where leaving the arena costs little by little). The open-loop error starts after the context that
-    imagination gets, and is NaN where no episode is long enough. `played`: episodes recorded before, instead of
-    new ones. Raises ValueError for agents without a world model.
+    imagination gets; where no episode is long enough for that and the `horizon`, both are shorter. `played`: episodes
+    recorded before, instead of new ones. Raises ValueError for agents without a world model.
     """
     spec = agents.spec
     model, context, one_step, open_loop = _functions(agents)
@@ -223,8 +229,13 @@ def measure(
         )
 
     by_horizon = still_by_horizon = (math.nan,)
-    whole = acts[:, : context - 1 + horizon].all(axis=1) & (acts.shape[1] >= context - 1 + horizon)
-    if whole.any():
+    acted = np.cumprod(acts, axis=1).sum(axis=1)  # steps from the start on, of every sequence
+    if not (acted >= context - 1 + horizon).any():
+        typical = int(np.median(acted))
+        context = opening(context, typical)
+        horizon = min(horizon, typical - context + 1)
+    whole = acted >= context - 1 + horizon
+    if horizon > 0 and whole.any():
         loop = agents.compiled.setdefault("open loop", _of_rows(open_loop))
         errors = _in_pieces(loop, np.flatnonzero(whole), model, s, keys, horizon, samples, context)
         by_horizon, still_by_horizon = (tuple(float(x) for x in e.mean(axis=0)) for e in errors)

@@ -88,7 +88,8 @@ def test_a_report_of_a_social_dilemma(coins: Run) -> None:
     assert np.asarray(view["real"]).shape == np.asarray(view["dream"]).shape == (scene["steps"] + 1, 9, 4)
     assert np.asarray(view["real"]).sum(axis=(1, 2)).tolist() == [4.0] * (scene["steps"] + 1)
     assert np.asarray(view["others"]).sum(axis=-1) == pytest.approx(1.0, abs=0.01)
-    assert len(found["model"]["by_horizon"]) == 1  # too short for the whole horizon, and that is said
+    assert len(found["model"]["by_horizon"]) == scene["steps"] < 12  # as far as its episodes go
+    assert np.isfinite(found["model"]["by_horizon"]).all()
 
 
 def test_watching_it(coins: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

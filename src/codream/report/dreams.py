@@ -25,7 +25,7 @@ from codream.envs import EnvSpec
 from codream.evaluation import as_host
 from codream.linear import dense
 from codream.markov_quality import imagine_along
-from codream.model_quality import Recording, record, sequences_of
+from codream.model_quality import Recording, opening, record, sequences_of
 from codream.runs import Run
 from codream.world_model import Sequence, WorldModel
 
@@ -137,7 +137,7 @@ def dreams_of(
     lengths = [_length(steps) for steps, _ in one]
     longest = max(lengths)
     dream, context = _dreamer(agents)
-    start = min(context, max(longest // 3, 2)) - 1
+    start = opening(context, longest) - 1
     found = []
     run = agents.compiled.setdefault("dream", quick_jit(dream))
     for k, ((label, _), (steps, actions), length) in enumerate(zip(chosen, one, lengths, strict=True)):

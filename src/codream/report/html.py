@@ -242,8 +242,9 @@ def _about(config: Config, about: Mapping[str, Any], seconds: float) -> str:
         for key, value in about["versions"].items()
     )
     environment = about["environment"]
+    origin = environment.get("version") or environment.get("maker") or "given as an object"
     facts = [
-        ("environment", f"{environment['name']} ({environment.get('version') or 'given as an object'})"),
+        ("environment", f"{environment['name']} ({origin})"),
         ("device", about["device"]),
         ("wall-clock of training", f"{clock(seconds)} min"),
     ]

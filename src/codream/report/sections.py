@@ -217,7 +217,7 @@ def horizon(model: Mapping[str, Any], told: str = "its own actions") -> str:
     dreamed = [_number(x) for x in model["by_horizon"]]
     still = [_number(x) for x in model["still_by_horizon"]]
     if not any(math.isfinite(x) for x in dreamed):
-        return '<p class="empty">No episode was long enough to imagine the whole horizon from its context.</p>'
+        return '<p class="empty">No episode was long enough to imagine anything of it.</p>' + _facts(model)
     ahead = [float(k + 1) for k in range(len(dreamed))]
     svg = chart(
         [
