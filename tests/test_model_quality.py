@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from codream.compiled import quick_jit
-from codream.model_quality import PIECE, _in_pieces
+from codream.model_quality import PIECE, _in_pieces, opening
+
+
+def test_short_episodes_are_imagined_after_less_context() -> None:
+    assert [opening(8, steps) for steps in (1, 4, 10, 24, 100)] == [2, 2, 3, 8, 8]
+    assert opening(1, 10) == 1
 
 
 @pytest.mark.parametrize("count", [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 3])

@@ -87,6 +87,8 @@ def sweep(
         raise ModuleNotFoundError('Ray is not installed; type: pip install "codream[sweep]"')
     config = config or preset("small")
     _check_numbers(parallel=parallel, cpus=cpus, gpus=gpus, failures=failures, episodes=episodes)
+    if env is not None:  # names are made of what it is called
+        config = dataclasses.replace(config, env=environment_of(config, env)[0].spec.name)
     made = trials_of(config, seeds=seeds, grid=grid, ablate=ablate, search=search, samples=samples)
     trials = _resolved(made, env)
     folder = Path(root).absolute() / (name or f"{default_name(config)}-sweep")

@@ -88,7 +88,8 @@ def run_sweep(command: SweepCommand, config: Config, env: Any) -> None:
     print(f"The sweep lies in {result.path}")
     if result.page is not None:
         print(f"  see it: open {result.page}")
-        print(f"  with matches, everyone against everyone: codream compare {result.path} --out {result.page}")
+        own = f" --env-from {command.env_from}" if command.env_from else ""
+        print(f"  with matches, everyone against everyone: codream compare {result.path} --out {result.page}{own}")
     if result.failed:
         raise SweepFailed(
             f"{len(result.failed)} trials failed for good; the same command tries them again:"
