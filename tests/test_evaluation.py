@@ -163,5 +163,5 @@ def test_a_run_on_an_object_needs_it_again(runs: Path) -> None:
     assert len(result.rows) == 5
     assert run.to_resume() == f"codream train --resume {run.path} --env-from helpers:Toy"
     assert run.typed("report") == f"codream report {run.path} --env-from helpers:Toy"
-    with pytest.raises(RunError, match="its environment is now"):
+    with pytest.raises(RunError, match="another environment: name was toy, now it is"):
         load(run, env=simple_tag_v3.parallel_env)

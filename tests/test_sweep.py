@@ -118,6 +118,7 @@ def test_values_as_they_are_typed() -> None:
         (["--env", "simple_tga"], "the nearest: mpe2:simple_tag_v3"),
         (["--grid", "env=simple_tag,simple_tga"], "the nearest: mpe2:simple_tag_v3"),
         (["--grid", "preset=small,smal"], "unknown preset 'smal'"),
+        (["--grid", "ppo.lr=3e-3,1e-2"], "ppo.lr=0.003-seed0: ppo.lr=0.003 was asked for, but only algo=wm_rnd reads"),
         (["--grid", "checkpoints_best=cat:flee"], "is nothing to sweep over"),
         (["--checkpoints-best", "cat:flee"], "simple_tag-small-seed0: checkpoints_best is SIDE:OPPONENT"),
         (

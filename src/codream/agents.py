@@ -18,7 +18,7 @@ from codream.algorithms import State, algorithm
 from codream.compiled import quick_jit
 from codream.config import Config
 from codream.envs import EnvSpec, TimeStep
-from codream.runs import Run, RunError, build_env
+from codream.runs import Run, build_env
 from codream.training import driver_for
 
 __all__ = ["Agents", "Player", "load"]
@@ -43,8 +43,7 @@ def load(
         return build_env(config, copies, env)
 
     one = make(1)
-    if one.spec != found.spec:
-        raise RunError(f"{run.path} was trained on {found.spec}, but its environment is now {one.spec}")
+    run.refuse_other_environment(found.spec, one.spec)
     template = driver_for(one, found.config).template()
 
     def restored() -> Any:

@@ -15,8 +15,9 @@ from codream.config import (
     ReplayConfig,
     WorldModelConfig,
 )
+from codream.reading import flat
 
-__all__ = ["PRESETS", "preset"]
+__all__ = ["PRESETS", "preset", "refuse_unread"]
 
 _PAPER = Config(preset="paper", world_model=WorldModelConfig(latent="categorical"))
 _SUMMARY = Config(
@@ -110,3 +111,19 @@ def preset(name: str) -> Config:
             f"unknown preset {name!r}; presets: {', '.join(near + [p for p in PRESETS if p not in near])}"
         )
     return PRESETS[name]
+
+
+# Of each learner, what the other does not have.
+_OWN = {"matwm": ("agents", "agents_every", "replay", "partners"), "wm_rnd": ("ppo", "projection")}
+
+
+def refuse_unread(config: Config) -> None:
+    """Raise ConfigError where an option of the other learner was changed, as it would do nothing."""
+    usual = flat(PRESETS.get(config.preset, config))
+    for name, value in flat(config).items():
+        for algo, parts in _OWN.items():
+            if algo != config.algo and name.partition(".")[0] in parts and value != usual[name]:
+                raise ConfigError(
+                    f"{name}={value} was asked for, but only algo={algo} reads {name.partition('.')[0]}, and this is "
+                    f"algo={config.algo}, whose own are {', '.join(_OWN[config.algo])}"
+                )

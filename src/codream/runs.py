@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -201,13 +202,23 @@ class Run:
             f"--env-from {self.maker or 'MODULE:NAME'}, in Python env=…"
         )
 
+    def refuse_other_environment(self, trained: EnvSpec, now: EnvSpec) -> None:
+        """Raise RunError, saying what differs, where the environment is not the one that it was trained on."""
+        for field in dataclasses.fields(EnvSpec):
+            before, after = getattr(trained, field.name), getattr(now, field.name)
+            if before != after:
+                raise RunError(
+                    f"{self.path} was trained on another environment: {field.name} was {before}, now it is {after}. "
+                    "Use the environment and the library versions named in its run.json"
+                )
+
     def typed(self, command: str) -> str:
         """A command on this run, e.g. `report`, as it has to be typed."""
         try:
             own = f" --env-from {self.maker or 'MODULE:NAME'}" if self.by_object else ""
         except RunError:  # its notes are damaged
             own = ""
-        return f"codream {command} {self.path}{own}"
+        return f"codream {command} {shlex.quote(str(self.path))}{own}"
 
     def to_resume(self, *, checkpoint: int | None = None, total_steps: int | None = None) -> str:
         """What to type to go on; in Python, where the environment is an object that only a script has."""

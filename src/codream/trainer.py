@@ -20,7 +20,7 @@ from codream.health import TrainingDiverged
 from codream.hosts import SharedEnv, is_first, most, number, perhaps_from_first, text_from_first
 from codream.live import Live, WandbMode
 from codream.loop import Loop
-from codream.presets import preset
+from codream.presets import preset, refuse_unread
 from codream.progress import Bar, to_stderr
 from codream.reading import flat
 from codream.recording import Record, Tally
@@ -162,6 +162,8 @@ def _trained(
     requests: list[_Request], env: Any, root: str | Path, progress: bool, wandb: WandbMode, peek: bool
 ) -> list[Run]:
     """Train what is asked for, all of one configuration but for the seed, and return the runs."""
+    if requests[0].resumed is None:
+        refuse_unread(requests[0].config)
     made, config = environment_of(requests[0].config, env)
     if number() > 1:
         made = _shared(made, config)
@@ -318,7 +320,7 @@ def _found(run: Run, spec: EnvSpec, request: _Request) -> Checkpoint | None:
         return None
     found = checkpoints.find(run.path, steps) if steps is not None else checkpoints.latest_good(run.path, to_stderr)
     _refuse_changes(run, found.config, config)
-    _refuse_other_spec(run, found.spec, spec)
+    run.refuse_other_environment(found.spec, spec)
     if found.steps >= config.total_steps:
         raise RunError(
             f"{run.path} has reached its total of {config.total_steps} steps (its checkpoint is of step "
@@ -337,13 +339,3 @@ def _refuse_changes(run: Run, saved: Config, given: Config) -> None:
             + "; ".join(f"{name} was {before[name]!r}, given is {after[name]!r}" for name in changed)
             + f". When resuming, only these may change: {', '.join(CHANGEABLE)}"
         )
-
-
-def _refuse_other_spec(run: Run, saved: EnvSpec, now: EnvSpec) -> None:
-    for field in dataclasses.fields(EnvSpec):
-        before, after = getattr(saved, field.name), getattr(now, field.name)
-        if before != after:
-            raise RunError(
-                f"{run.path} was trained on another environment: {field.name} was {before}, now it is "
-                f"{after}. Use the environment and the library versions named in its run.json"
-            )

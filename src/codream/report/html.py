@@ -5,7 +5,6 @@ Nothing is fetched, scripts only enhance; light and dark, on a screen, a phone a
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import importlib.metadata
 import json
@@ -16,6 +15,7 @@ from typing import Any
 from codream.config import Config
 from codream.presets import PRESETS
 from codream.progress import clock
+from codream.reading import flat
 from codream.report.charts import palette
 from codream.report.panels import Panel
 from codream.report.sections import cross_play, foresight, horizon, social
@@ -231,11 +231,11 @@ _PLAYER = """<div class="player" id="player"><div class="controls">
 
 
 def _about(config: Config, about: Mapping[str, Any], seconds: float) -> str:
-    flat, usual = _flat(config), _flat(PRESETS.get(config.preset, Config()))
+    every, usual = flat(config), flat(PRESETS.get(config.preset, Config()))
     rows = "".join(
         f"<tr><th "
         f'scope="row">{html.escape(key)}</th><td{_mark(value, usual.get(key))}>{html.escape(str(value))}</td></tr>'
-        for key, value in flat.items()
+        for key, value in every.items()
     )
     versions = "".join(
         f'<tr><th scope="row">{html.escape(key)}</th><td>{html.escape(str(value))}</td></tr>'
@@ -260,13 +260,3 @@ def _about(config: Config, about: Mapping[str, Any], seconds: float) -> str:
 
 def _mark(value: Any, usual: Any) -> str:
     return "" if value == usual else ' class="changed"'
-
-
-def _flat(config: Any, path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        flat |= (
-            _flat(value, f"{path}{field.name}.") if dataclasses.is_dataclass(value) else {f"{path}{field.name}": value}
-        )
-    return flat

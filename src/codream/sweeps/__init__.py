@@ -14,7 +14,7 @@ from rich.table import Table
 
 from codream.config import Config, ConfigError
 from codream.envs import EnvSpec, HostEnv
-from codream.presets import preset
+from codream.presets import preset, refuse_unread
 from codream.reading import flat
 from codream.report import compare
 from codream.report.entries import FREE
@@ -139,6 +139,7 @@ def _resolved(trials: Sequence[Trial], env: Any) -> list[Trial]:
                     made.close()
             if env is not None:
                 config = dataclasses.replace(config, env=specs[key].name)
+            refuse_unread(config)
             if config.checkpoints_best is not None:
                 Scorer(config, specs[key], lambda n: None)
             found.append(dataclasses.replace(trial, config=config.resolve(specs[key])))
