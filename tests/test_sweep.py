@@ -119,6 +119,10 @@ def test_values_as_they_are_typed() -> None:
         (["--grid", "env=simple_tag,simple_tga"], "the nearest: mpe2:simple_tag_v3"),
         (["--grid", "preset=small,smal"], "unknown preset 'smal'"),
         (["--grid", "ppo.lr=3e-3,1e-2"], "ppo.lr=0.003-seed0: ppo.lr=0.003 was asked for, but only algo=wm_rnd reads"),
+        (
+            ["--preset", "ippo", "--ablate", "world_model.scale_actions=false"],
+            "scale_actions=false-seed0: world_model.scale_actions=False was asked for, but only algo=matwm reads it",
+        ),
         (["--grid", "checkpoints_best=cat:flee"], "is nothing to sweep over"),
         (["--checkpoints-best", "cat:flee"], "simple_tag-small-seed0: checkpoints_best is SIDE:OPPONENT"),
         (

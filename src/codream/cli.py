@@ -34,6 +34,7 @@ from codream.memory import cuda_gives
 from codream.presets import PRESETS, preset
 from codream.report import compare, report, watch
 from codream.runs import Run, RunError
+from codream.statistics import Summary
 from codream.sweeps import SweepFailed
 from codream.sweeps.command import SweepCommand, run_sweep
 from codream.trainer import train, train_seeds
@@ -136,6 +137,9 @@ class Compare:
     """Play no matches."""
     episodes: int = 20
     """Episodes of each match."""
+    summary: Summary = "iqm"
+    """How seeds become one number: `iqm`, interquartile mean and 95 % bootstrap interval; `median`, and the standard
+    deviation, as the paper reports."""
     env_from: Annotated[str | None, tyro.conf.arg(metavar="MODULE:NAME")] = None
     """What makes the environment, of runs on one of your own."""
     root: str = "runs"
@@ -326,7 +330,7 @@ def _report(command: Report) -> None:
 
 def _compare(command: Compare) -> None:
     options = {"out": command.out, "quick": command.quick, "episodes": command.episodes, "root": command.root}
-    print(f"Written to {compare(command.runs, env=_env(command), **options)}")
+    print(f"Written to {compare(command.runs, summary=command.summary, env=_env(command), **options)}")
 
 
 def _watch(command: Watch) -> None:

@@ -81,7 +81,8 @@ class CuriosityConfig:
     hybrid_weight: float = 0.5
     """Share of the common pair's reward in `hybrid`; the rest is the agent's own pair's."""
     coef: float = 0.1
-    """Weight of the intrinsic reward, whose returns have standard deviation 1 as those of the rewards do."""
+    """Weight of the intrinsic reward, whose returns have standard deviation 1 (as in wm_rnd those of the rewards do; in
+    matwm rewards are in the game's own units)."""
     lr: float = 3e-4
     """Learning rate of Adam, of the predictor."""
     units: int = 64

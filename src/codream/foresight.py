@@ -13,7 +13,7 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-__all__ = ["CALIBRATION_BINS", "Foresight", "foresight"]
+__all__ = ["CALIBRATION_BINS", "Foresight", "foresight", "most_frequent"]
 
 CALIBRATION_BINS = 10
 
@@ -70,7 +70,7 @@ def foresight(
         accuracy=_rows(accuracy),
         log_loss=_rows(loss),
         calibration_error=_rows(error),
-        base_rate=tuple(_most_frequent(action[..., j][acting[..., j]]) for j in range(n)),
+        base_rate=tuple(most_frequent(action[..., j][acting[..., j]]) for j in range(n)),
         confidence=tuple(confidence.tolist()),
         hit_rate=tuple(rate.tolist()),
         steps=tuple(steps.tolist()),
@@ -93,7 +93,8 @@ def _calibration_error(sure: Float[np.ndarray, " steps"], hit: Bool[np.ndarray, 
     return float(np.nansum(np.abs(confidence - rate) * steps) / steps.sum())
 
 
-def _most_frequent(actions: Int[np.ndarray, " steps"]) -> float:
+def most_frequent(actions: Int[np.ndarray, " steps"]) -> float:
+    """Share of the most frequent action; NaN of none."""
     return float(np.bincount(actions).max() / len(actions)) if len(actions) else math.nan
 
 

@@ -107,6 +107,12 @@ class MarkovModel(eqx.Module):
         everything = jnp.ones(self.spec.obs_size, bool)
         return dense(self.representation.next(self.representation.prior(h, z), z, everything, key))
 
+    def decoded(self, z: Float[Array, " z"], focal: Int[Array, ""]) -> Float[Array, "*shape"]:
+        """The observation as the agent's policy would see it: where its own is shorter than others', 0 as in every
+        real step, since nothing trains the decoder there."""
+        x = self.representation.decoder(z)
+        return x if self.spec.is_image else jnp.where(jnp.asarray(self.spec.obs_valid)[focal], x, 0.0)
+
     def allowed(self, z: Float[Array, " z"], agent: Int[Array, ""]) -> Bool[Array, " actions"]:
         """Actions that the agent may take, as predicted where the environment has masks."""
         exists = jnp.asarray(self.spec.action_valid)[agent]

@@ -45,7 +45,8 @@ def one_step(model: MarkovModel, s: Sequence, scale: Float[Array, ""], key: PRNG
     now = z[:-1]
     prior = jax.vmap(code.prior)(h, now)
     mean = jax.vmap(code.next_mean, in_axes=(0, 0, None))(prior, now, valid)
-    sample = jax.vmap(code.next, in_axes=(0, 0, None, 0))(prior, now, valid, keys[:-1])
+    others = jax.random.split(jax.random.fold_in(key, 1), len(now))  # not those that drew z
+    sample = jax.vmap(code.next, in_axes=(0, 0, None, 0))(prior, now, valid, others)
     real = jax.vmap(code.observed)(s.obs)
     error = lambda z, target: _squared(jax.vmap(code.decoder)(z), target, valid)  # noqa: E731
     out = {
@@ -145,7 +146,7 @@ def _along(
 
     _, out = jax.lax.scan(step, real[0], (time, real, s.action, s.acting, jax.random.split(key, len(x))))
     z = out.pop("z")
-    decoded = jax.vmap(code.decoder)(z)
+    decoded = jax.vmap(lambda z: model.decoded(z, s.focal))(z)
     dreaming = time > start
     out["obs"] = jax.vmap(code.decode)(z)
     out["gap"] = jnp.where(dreaming, _squared(decoded, x, valid), 0.0)

@@ -190,6 +190,8 @@ def act(
         log_probs = jnp.where(at_random[..., None], uniform, log_probs)
     action = jnp.argmax(log_probs, axis=-1) if greedy else sample_index(act_key, log_probs)
     hidden = each(model.act, (0, 0, 0, axes), axes)(z, action, focal, hidden)
+    # Who is not there yet remembers nothing of it, as in training.
+    hidden = each(Hidden.cleared, (axes, 0), axes)(hidden, ~jnp.asarray(here.acting))
     return action, Memory(hidden, player)
 
 

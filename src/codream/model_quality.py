@@ -7,6 +7,7 @@ many-step error against "nothing moves", predicted against real reward, teammate
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -20,7 +21,7 @@ from codream.agents import Agents
 from codream.compiled import quick_jit
 from codream.envs import EnvSpec, HostEnv, TimeStep
 from codream.evaluation import as_host
-from codream.foresight import Foresight, foresight
+from codream.foresight import Foresight, foresight, most_frequent
 from codream.latents import two_hot_mean
 from codream.linear import dense, tree_of
 from codream.world_model import Hidden, Sequence, WorldModel
@@ -130,7 +131,8 @@ def _one_step(model: WorldModel, s: Sequence, key: PRNGKeyArray) -> dict[str, Ar
     h, now = h[:-1], z[:-1]
     prior = jax.vmap(code.prior)(h, now)
     mean = jax.vmap(code.next_mean, in_axes=(0, 0, None))(prior, now, valid)
-    sample = jax.vmap(code.next, in_axes=(0, 0, None, 0))(prior, now, valid, keys[:-1])
+    others = jax.random.split(jax.random.fold_in(key, 1), len(h))  # not those that drew z
+    sample = jax.vmap(code.next, in_axes=(0, 0, None, 0))(prior, now, valid, others)
     real = jax.vmap(code.observed)(s.obs)
 
     def error(z: Array, target: Array) -> Array:
@@ -295,8 +297,19 @@ def _foresight(log_probs: Any, s: Sequence, spec: EnvSpec) -> Foresight:
 
 
 def _overall(seen: Foresight | None, s: Sequence) -> tuple[float, float]:
-    """Accuracy over all pairs, and that of each agent's most frequent action."""
+    """Accuracy over all pairs, and that of each agent's most frequent action, both over the steps at which the two of a
+    pair act."""
     if seen is None:
         return math.nan, math.nan
-    acting = np.asarray(s.acting)[:: len(seen.agents)].sum(axis=(0, 1))
-    return float(np.nanmean(seen.accuracy)), float(np.nansum(seen.base_rate * acting) / acting.sum())
+    n = len(seen.agents)
+    action, acting = np.asarray(s.action)[::n], np.asarray(s.acting)[::n]
+    weights, right, frequent = [], [], []
+    for i, j in itertools.permutations(range(n), 2):
+        both = acting[..., i] & acting[..., j]
+        if both.any():
+            weights.append(both.sum())
+            right.append(seen.accuracy[i][j])
+            frequent.append(most_frequent(action[..., j][both]))
+    if not weights:
+        return math.nan, math.nan
+    return float(np.average(right, weights=weights)), float(np.average(frequent, weights=weights))

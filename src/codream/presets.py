@@ -113,17 +113,35 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
-# Of each learner, what the other does not have.
-_OWN = {"matwm": ("agents", "agents_every", "replay", "partners"), "wm_rnd": ("ppo", "projection")}
+# What one learner reads and the other does not: options, and whole groups of them.
+_OWN = {
+    "matwm": (
+        "agents",
+        "agents_every",
+        "partners",
+        "replay",
+        "world_model.change_bins",
+        "world_model.change_range",
+        "world_model.heads",
+        "world_model.layers",
+        "world_model.near",
+        "world_model.outcome_lr",
+        "world_model.outcome_sees_next",
+        "world_model.reward_bins",
+        "world_model.scale_actions",
+        "world_model.teammates",
+    ),
+    "wm_rnd": ("ppo", "projection"),
+}
 
 
 def refuse_unread(config: Config) -> None:
     """Raise ConfigError where an option of the other learner was changed, as it would do nothing."""
-    usual = flat(PRESETS.get(config.preset, config))
+    usual = [flat(PRESETS.get(config.preset, config)), flat(Config())]
     for name, value in flat(config).items():
-        for algo, parts in _OWN.items():
-            if algo != config.algo and name.partition(".")[0] in parts and value != usual[name]:
+        for algo, own in _OWN.items():
+            theirs = algo != config.algo and (name in own or name.partition(".")[0] in own)
+            if theirs and all(value != one[name] for one in usual):
                 raise ConfigError(
-                    f"{name}={value} was asked for, but only algo={algo} reads {name.partition('.')[0]}, and this is "
-                    f"algo={config.algo}, whose own are {', '.join(_OWN[config.algo])}"
+                    f"{name}={value} was asked for, but only algo={algo} reads it, and this is algo={config.algo}"
                 )

@@ -149,7 +149,7 @@ def project(
         cont = jax.nn.sigmoid(model.cont(h[mine_at])[0])
         chosen = jnp.argmax(actions if everyone else actions[focal][None], axis=-1)
         z = jax.vmap(model.next)(h, z, jax.random.split(model_key, len(views)))
-        there = (z, jax.vmap(code.decoder)(z), jax.vmap(model.allowed)(z, views))
+        there = (z, jax.vmap(model.decoded)(z, views), jax.vmap(model.allowed)(z, views))
         return there, (reward, cont, x[mine_at], of_copies(x), of_copies(mask), chosen)
 
     first = (z, observed(model.spec, obs[views]), mask[views])

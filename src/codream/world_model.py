@@ -204,8 +204,8 @@ def world_model_loss(
 ) -> tuple[Float[Array, ""], LossParts]:
     """L = rec + rew + con + team + β₁ (mask + dyn) + β₂ rep, and its parts before weighting.
 
-    Every part is averaged over its valid places: all observations for rec and mask; steps that an agent took
-    for rew, con and team; steps whose successor is in the window for dyn and rep.
+    Every part is averaged over its valid places: all observations for rec; steps that an agent took for mask, rew, con
+    and team; steps whose successor is in the window for dyn and rep (and, with `outcome_sees_next`, rew and con).
     `batch` has a leading axis of sequences, each with a key of `keys`.
 
     Where several devices have a share of the batch each, `total` sums over them: the parts are then those of the whole

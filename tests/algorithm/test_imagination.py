@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from probe_envs import Mixed
+from recorded import Game
 from tiny import SPEC, batch_of, tiny
 
 from codream import matwm
@@ -47,6 +49,10 @@ def by_acting(model, heres, memories):
 
 @pytest.fixture(scope="module")
 def both_ways(game):
+    return two_ways(game)
+
+
+def two_ways(game):
     """[rows, copies, agents, …] features and h: acting through the real steps, and from contexts of eight."""
     rows, copies, length = game.rows, game.copies, game.config.agents.context
     places = jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(copies), jnp.arange(3), indexing="ij"))
@@ -71,6 +77,26 @@ def test_a_context_equals_acting_through_its_steps(game, both_ways):
     np.testing.assert_allclose(np.asarray(h_context)[acting], np.asarray(h)[acting], **CLOSE)
     np.testing.assert_allclose(np.asarray(s_context)[acting], np.asarray(s)[acting], **CLOSE)
     assert abs(np.asarray(h)[acting]).max() > 0.1
+
+
+class Late(Mixed):
+    """One of its agents arrives at the third step."""
+
+    def playing(self, state):
+        return super().playing(state) & ~((jnp.arange(3) == 1) & (state.step < 2))
+
+
+def test_who_arrives_late_acts_as_it_imagines():
+    """It remembers nothing of the steps before, at which its observation and action were made up."""
+    game = Game(Late())
+    (s, h), (s_context, h_context) = two_ways(game)
+    acting, first = np.asarray(game.heres.acting), np.asarray(game.heres.first)
+    arrived = acting[1:, :, 1] & ~acting[:-1, :, 1]
+    assert arrived.sum() >= 4
+    assert not acting[first][:, 1].any()
+    assert (np.asarray(h)[1:, :, 1][arrived] == 0).all()
+    np.testing.assert_allclose(np.asarray(h_context)[acting], np.asarray(h)[acting], **CLOSE)
+    np.testing.assert_allclose(np.asarray(s_context)[acting], np.asarray(s)[acting], **CLOSE)
 
 
 def test_h_is_zero_at_an_episodes_first_step(game, both_ways):

@@ -209,6 +209,21 @@ def test_alone_the_projection_is_a_plain_imagined_return():
     np.testing.assert_allclose(selfish, total, rtol=1e-4)
 
 
+def test_imagined_observations_are_padded_with_zeros_as_real_ones_are():
+    """Nothing trains the decoder where an agent's observation is shorter than others', and a policy sees 0 there."""
+    spec, focal = Mixed().spec, jnp.asarray(1)
+    config = unresolved({"imagination_steps": 3}).resolve(spec)
+    model = MarkovModel(spec, config, jax.random.key(0))
+    learner = Learner(spec, config.ppo, jax.random.key(1), projects=True)
+    obs = jax.random.normal(jax.random.key(2), (3, 4)) * spec.obs_valid
+    mask, alpha = jnp.asarray(spec.action_valid), jnp.ones(())
+    imagine = eqx.filter_jit(lambda: project(learner, model, obs, mask, focal, alpha, jax.random.key(3), config))
+    x = np.asarray(imagine().x)
+    assert x.shape == (4, 4)
+    assert (x[:, 2:] == 0).all()
+    assert (x[:, :2] != 0).all()
+
+
 def test_symmetry_mixes_ones_own_reward_with_everyones():
     values = [projected(TWO, alpha)[0] for alpha in (0.0, 0.5, 1.0)]
     np.testing.assert_allclose(values[1], (values[0] + values[2]) / 2, rtol=1e-4)

@@ -1,11 +1,13 @@
 """Comparing runs: what is grouped, what is said, and that unlike games are kept apart."""
 
+import io
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scenes import TAG, lines, measured, run_folder, with_measures
 from test_report import checked
 
@@ -13,7 +15,8 @@ import codream
 from codream import Run, RunError, cli, statistics
 from codream.report.comparison import _teams
 from codream.report.entries import entry_of, methods
-from codream.statistics import interval, iqm
+from codream.statistics import interval, iqm, summarised
+from codream.sweeps.results import games_of, table
 
 
 def test_seeds_of_one_configuration_are_one_curve(tmp_path: Path) -> None:
@@ -30,6 +33,30 @@ def test_seeds_of_one_configuration_are_one_curve(tmp_path: Path) -> None:
     assert "[11.0, 11.0], 3 seeds" in text
     assert f"computed by {statistics.source()}" in text
     assert "Everyone against everyone" not in text
+
+
+def test_the_papers_own_protocol_is_one_flag_away(tmp_path: Path) -> None:
+    """Median and standard deviation over seeds, in the page and in a sweep's table."""
+    runs = []
+    for seed, got in enumerate((10.0, 11.0, 15.0)):
+        found = measured()
+        found["cross_play"]["rows"][1]["returns"] = dict.fromkeys(TAG.agents, got)  # predators against fleeing prey
+        runs.append(with_measures(run_folder(tmp_path / f"tag-seed{seed}", seed=seed), found))
+    out = tmp_path / "compare.html"
+    assert (
+        cli.main(["compare", *(str(run.path) for run in runs), "--quick", "--summary", "median", "--out", str(out)])
+        == 0
+    )
+    text = checked(out)
+    assert "<b>11.0</b> <small>± 2.6, 3 seeds</small>" in text
+    assert "Lines: median over seeds. Bands: one standard deviation" in text
+    (game,) = games_of(runs)
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(table(game, "median"))
+    assert "11.0" in shown.getvalue()
+    assert "± 2.6" in shown.getvalue()
+    assert "Median over seeds, ± standard deviation" in shown.getvalue()
+    assert summarised(np.array([[3.0]]), "median") == (3.0, 3.0, 3.0)
 
 
 def test_two_runs_of_one_seed_are_no_two_seeds(tmp_path: Path) -> None:

@@ -78,7 +78,9 @@ class JaxMARLEnv:
     Observations are flattened to float32 vectors and zero-padded; rank-3 ones of at least 16 × 16 with 1, 3
     or 4 channels are images, resized to 64 × 64. Corrected: MPE episodes have `max_steps` steps (JaxMARL's
     have one more) and simple_tag's landmarks start within ±0.9, both as in mpe2; rewards are float32. A time
-    limit is `last` and not `terminal`. Agents that JaxMARL calls 0, 1, … are `agent_0`, `agent_1`, …
+    limit is `last` and not `terminal`. coin_game and storm begin anew within their own last step, so there the last
+    observation is the next board's, and the last reward 0. Agents that JaxMARL calls 0, 1, … are `agent_0`,
+    `agent_1`, …
 
     Raises `ValueError` for continuous actions and for observations that EnvSpec cannot hold.
     """

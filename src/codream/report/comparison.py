@@ -21,7 +21,7 @@ from codream.report.html import page
 from codream.report.lines import sides_of
 from codream.report.panels import moving_average
 from codream.runs import Run, RunError
-from codream.statistics import interval, iqm, source
+from codream.statistics import SAID, Summary, source, summarised
 
 __all__ = ["compare"]
 
@@ -36,12 +36,14 @@ def compare(
     out: str | Path = "compare.html",
     quick: bool = False,
     episodes: int = EPISODES,
+    summary: Summary = "iqm",
     env: Any = None,
     root: str | Path = "runs",
     progress: bool = True,
 ) -> Path:
     """Write one page about several runs to `out`: returns over steps and over wall-clock, interquartile means with 95 %
-    bootstrap intervals over seeds, and cross-play of everyone against everyone as a heat map. Returns its path.
+    bootstrap intervals over seeds (`summary="median"`: medians with standard deviations), and cross-play of everyone
+    against everyone as a heat map. Returns its path.
 
     Runs whose configurations differ in nothing but the seed (and the steps in total) are one curve. Runs of different
     environments are compared each among their own. `quick`: no matches are played. `episodes`: of each match.
@@ -66,7 +68,7 @@ def compare(
     for number, (game, names) in enumerate(games):
         group = [e for e in entries if (e.environment, e.agents) == (game, names)]
         of = f" on {game}" if len(games) > 1 else ""
-        for key, heading, text in _game(game, group, env, quick=quick, episodes=episodes, progress=progress):
+        for key, heading, text in _game(game, group, env, summary, quick=quick, episodes=episodes, progress=progress):
             sections.append((f"{key}-{number}", heading + of, text))
     title = f"{len(entries)} runs compared"
     path = Path(out)
@@ -98,7 +100,7 @@ def _runs(entries: Sequence[Entry]) -> str:
 
 
 def _game(
-    game: str, entries: Sequence[Entry], env: Any, *, quick: bool, episodes: int, progress: bool
+    game: str, entries: Sequence[Entry], env: Any, summary: Summary, *, quick: bool, episodes: int, progress: bool
 ) -> list[tuple[str, str, str]]:
     groups = methods(entries)
     sides = sides_of(entries[0].agents)
@@ -106,21 +108,23 @@ def _game(
     for side, members in sides.items():
         names = [f"episode/return/{entries[0].agents[i]}" for i in members]
         for timed, unit in ((False, "environment steps"), (True, "minutes of wall-clock")):
-            lines = [_curve(label, group, names, timed, k) for k, (label, group) in enumerate(groups.items())]
+            lines = [_curve(label, group, names, timed, summary, k) for k, (label, group) in enumerate(groups.items())]
             svg = chart([x for x in lines if x is not None], x_label=unit, y_label="return per episode", legend=True)
             panels += (
                 f'<figure class="panel"><figcaption><h3>{html.escape(side)}: return over {unit}</h3><p>Return '
                 f"of one agent in training episodes (moving average).</p></figcaption>{svg}</figure>"
             )
-    how = (
-        f'<p class="note-text">Lines: interquartile mean over seeds (the middle half; of fewer than four, the mean). '
-        f"Bands: 95 % bootstrap intervals over seeds, computed by {source()}. Wall-clock is that of training, "
-        f"compiling included, mean over seeds.</p>"
-    )
+    bands = {
+        "iqm": "Lines: interquartile mean over seeds (the middle half; of fewer than four, the mean). Bands: 95 % "
+        f"bootstrap intervals over seeds, computed by {source()}.",
+        "median": "Lines: median over seeds. Bands: one standard deviation over seeds below and above.",
+    }[summary]
+    how = f'<p class="note-text">{bands} Wall-clock is that of training, compiling included, mean over seeds.</p>'
     together = len(sides) == 1
+    met = "How well they play together" if together else "Against fixed references"
     sections = [
         ("curves", "Learning curves", f'{how}<div class="panels pairs">{panels}</div>'),
-        ("scores", "How well they play together" if together else "Against fixed references", _scores(groups, sides)),
+        ("scores", met, _scores(groups, sides, summary)),
     ]
     if len(_teams(sides, entries[0].agents)) == 2 and not quick:
         heading = "Everyone with everyone" if together else "Everyone against everyone"
@@ -132,8 +136,10 @@ def _game(
     return sections
 
 
-def _curve(label: str, group: Sequence[Entry], names: Sequence[str], timed: bool, k: int) -> Line | None:
-    """Interquartile mean of all seeds at common steps, as far as all of them have come. `timed`: drawn over the minutes
+def _curve(
+    label: str, group: Sequence[Entry], names: Sequence[str], timed: bool, summary: Summary, k: int
+) -> Line | None:
+    """The middle of all seeds at common steps, as far as all of them have come. `timed`: drawn over the minutes
     that it took to come so far, mean over seeds (their times by themselves need not even overlap)."""
     columns = []
     for entry in group:
@@ -152,11 +158,10 @@ def _curve(label: str, group: Sequence[Entry], names: Sequence[str], timed: bool
     scores: Float[np.ndarray, "seeds points"] = np.stack([np.interp(grid, x, y) for x, _, y in columns])
     if timed:
         grid = np.mean([np.interp(grid, x, minutes) for x, minutes, _ in columns], axis=0)
-    middle = iqm(scores)
+    middle, bottom, top = summarised(scores, summary, repeats=500)
     title = f"{label} ({len(columns)} seed{'s' if len(columns) > 1 else ''})"
     ends: Mapping[str, Any] = {}
     if len(columns) > 1:
-        bottom, top = interval(scores, repeats=500)
         ends = {"low": bottom.tolist(), "high": top.tolist()}
     return Line(title, grid.tolist(), middle.tolist(), f"var(--p{k % 7})", DASHES[(k // 7) % 4], **ends)
 
@@ -173,7 +178,7 @@ def _teams(sides: Mapping[str, Sequence[int]], agents: Sequence[str]) -> dict[st
     return {agents[everyone[0]]: (everyone[0],), agents[others[0]] if len(others) == 1 else "the others": tuple(others)}
 
 
-def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[int]]) -> str:
+def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[int]], summary: Summary) -> str:
     """What was measured, summarised over seeds."""
     found = measured(groups, sides)
     if not found:
@@ -186,25 +191,22 @@ def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[
     for line, values in found.items():
         body += f'<tr><th scope="row">{html.escape(line)}</th>'
         digits = 2 if line in SHARES else 1
-        body += "".join(f"<td>{_summary(values.get(label), digits)}</td>" for label in groups) + "</tr>"
+        body += "".join(f"<td>{_summary(values.get(label), digits, summary)}</td>" for label in groups) + "</tr>"
     return (
         '<p class="note-text">Return of one agent per episode, as each run’s own report measured it: '
-        "interquartile mean over "
-        f"seeds, 95 % bootstrap interval, number of seeds.</p><div "
+        f"{SAID[summary]}, number of seeds.</p><div "
         f'class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
 
-def _summary(values: Sequence[float] | None, digits: int) -> str:
+def _summary(values: Sequence[float] | None, digits: int, summary: Summary) -> str:
     if not values:
         return "not measured"
-    scores = np.asarray(values)[:, None]
-    middle = float(iqm(scores)[0])
+    middle, low, high = (float(x[0]) for x in summarised(np.asarray(values)[:, None], summary))
     if len(values) == 1:
         return f"<b>{middle:.{digits}f}</b> <small>1 seed</small>"
-    low, high = interval(scores)
-    ends = f"[{low[0]:.{digits}f}, {high[0]:.{digits}f}]"
+    ends = f"± {high - middle:.{digits}f}" if summary == "median" else f"[{low:.{digits}f}, {high:.{digits}f}]"
     return f"<b>{middle:.{digits}f}</b> <small>{ends}, {len(values)} seeds</small>"
 
 

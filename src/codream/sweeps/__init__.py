@@ -20,6 +20,7 @@ from codream.report import compare
 from codream.report.entries import FREE
 from codream.runs import Run, RunError, default_name
 from codream.scoring import Scorer
+from codream.statistics import Summary
 from codream.sweeps.design import Trial, trials_of
 from codream.sweeps.results import games_of, table, write
 from codream.sweeps.work import Outcome, Task
@@ -64,6 +65,7 @@ def sweep(
     gpus: float | None = None,
     failures: int = 3,
     episodes: int = 100,
+    summary: Summary = "iqm",
     root: str | Path = "runs",
     progress: bool = True,
 ) -> Sweep:
@@ -75,7 +77,8 @@ def sweep(
     `address`: of a Ray cluster, whose machines must see `root` under the same path; `local`: this machine. `parallel`:
     trials at a time, at most (unset: as many as fit). `cpus`, `gpus`: of one trial; gpus unset: one for each of
     `config.devices` where there are GPUs. `failures`: how often a trial is begun again, from its last checkpoint, when
-    it fails. `episodes`: of every pairing by which each trial is measured at its end; 0: none.
+    it fails. `episodes`: of every pairing by which each trial is measured at its end; 0: none. `summary`: how seeds
+    become one number, `iqm` (interquartile mean, 95 % bootstrap interval) or `median` (and standard deviation).
 
     The same sweep again does what is missing: finished trials are left alone, unfinished ones go on as if they had
     never stopped. Before anything starts, every combination is checked, also against the environment.
@@ -108,7 +111,7 @@ def sweep(
             devices = max(trial.config.devices for trial in trials)
             wanted = Wanted(address, cpus, gpus, devices, parallel, failures)
             carry_out_all(tasks, outcomes, folder, wanted, progress)
-        return _results(folder, trials, tasks, outcomes)
+        return _results(folder, trials, tasks, outcomes, summary)
 
 
 def _check_numbers(**numbers: float | None) -> None:
@@ -163,15 +166,19 @@ def _refuse_changes(run: Run, wanted: Config) -> None:
 
 
 def _results(
-    folder: Path, trials: Sequence[Trial], tasks: Mapping[str, Task], outcomes: Mapping[str, Outcome]
+    folder: Path,
+    trials: Sequence[Trial],
+    tasks: Mapping[str, Task],
+    outcomes: Mapping[str, Outcome],
+    summary: Summary,
 ) -> Sweep:
     runs = tuple(task.run for task in tasks.values() if task.begun)
-    games = games_of(runs)
-    write(folder, trials, outcomes, games)
+    games, page = games_of(runs), folder / "compare.html"
+    write(folder, trials, outcomes, games, summary)
     return Sweep(
         folder,
         runs,
         {name: outcome.error or "" for name, outcome in outcomes.items() if outcome.state != "finished"},
-        compare(runs, out=folder / "compare.html", quick=True, progress=False) if len(runs) > 1 else None,
-        tuple(table(game) for game in games),
+        compare(runs, out=page, quick=True, summary=summary, progress=False) if len(runs) > 1 else None,
+        tuple(table(game, summary) for game in games),
     )

@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from codream.config import Config
+from codream.statistics import Summary
 from codream.sweeps import SweepFailed, sweep
 from codream.sweeps.design import assignments, listed
 
@@ -51,6 +52,9 @@ class SweepCommand:
     """How often a run that fails goes on from its last checkpoint, before it counts as failed."""
     episodes: int = 100
     """Episodes of every pairing by which each run is measured at its end; 0: none."""
+    summary: Summary = "iqm"
+    """How seeds become one number: `iqm`, interquartile mean and 95 % bootstrap interval; `median`, and the standard
+    deviation, as the paper reports."""
     root: str = "runs"
     """Folder of all runs; on a cluster one that all machines share."""
     env_from: Annotated[str | None, tyro.conf.arg(metavar="MODULE:NAME")] = None
@@ -81,6 +85,7 @@ def run_sweep(command: SweepCommand, config: Config, env: Any) -> None:
         gpus=command.gpus,
         failures=command.failures,
         episodes=command.episodes,
+        summary=command.summary,
         root=command.root,
     )
     for table in result.tables:
@@ -89,6 +94,7 @@ def run_sweep(command: SweepCommand, config: Config, env: Any) -> None:
     if result.page is not None:
         print(f"  see it: open {result.page}")
         own = f" --env-from {command.env_from}" if command.env_from else ""
+        own += f" --summary {command.summary}" if command.summary != "iqm" else ""
         print(f"  with matches, everyone against everyone: codream compare {result.path} --out {result.page}{own}")
     if result.failed:
         raise SweepFailed(

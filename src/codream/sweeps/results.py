@@ -16,7 +16,7 @@ from rich.table import Table
 from codream.report.entries import SHARES, Entry, Scores, entry_of, measured, methods
 from codream.report.lines import sides_of
 from codream.runs import Run, RunError, replace_text
-from codream.statistics import interval, iqm
+from codream.statistics import SAID, Summary, summarised
 from codream.sweeps.design import Trial
 from codream.sweeps.work import Outcome
 
@@ -71,17 +71,17 @@ def _returns(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence
     return scores
 
 
-def table(game: Game) -> Table:
+def table(game: Game, summary: Summary = "iqm") -> Table:
     """A row per combination, a column per measure; the best of each column is bold."""
     shown = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
     shown.title = escape(f"{game.environment}: return of one agent per episode")
-    shown.caption = "Interquartile mean over seeds, 95 % bootstrap interval. Bold: the best of its column."
+    shown.caption = f"{SAID[summary].capitalize()}. Bold: the best of its column."
     shown.caption_justify = "left"
     shown.add_column("combination", overflow="fold", min_width=min(LONGEST, max(map(len, game.groups))))
     for line in game.scores:
         shown.add_column(escape(line.replace(" against ", "\nagainst ")), justify="right")
     middles = {
-        line: {label: _summary(values)["middle"] for label, values in scores.items()}
+        line: {label: _summary(values, summary)["middle"] for label, values in scores.items()}
         for line, scores in game.scores.items()
     }
     for label, group in game.groups.items():
@@ -91,29 +91,38 @@ def table(game: Game) -> Table:
                 cells.append("–")
                 continue
             best = len(middles[line]) > 1 and middles[line][label] == max(middles[line].values())
-            cells.append(_cell(scores[label], 2 if line in SHARES else 1, best))
+            cells.append(_cell(_summary(scores[label], summary), 2 if line in SHARES else 1, best, summary))
         seeds = "1 seed" if len(group) == 1 else f"{len(group)} seeds"
         shown.add_row(f"{escape(label)}\n[dim]{seeds}[/dim]", *cells, end_section=True)
     return shown
 
 
-def _cell(values: Sequence[float], digits: int, best: bool) -> str:
-    found = _summary(values)
+def _cell(found: Mapping[str, Any], digits: int, best: bool, summary: Summary) -> str:
     middle = f"{found['middle']:.{digits}f}"
     text = f"[bold]{middle}[/bold]" if best else middle
-    return text if len(values) == 1 else f"{text}\n\\[{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+    if len(found["runs"]) == 1:
+        return text
+    if summary == "median":
+        return f"{text}\n± {found['high'] - found['middle']:.{digits}f}"
+    return f"{text}\n\\[{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
 
 
-def _summary(values: Sequence[float]) -> dict[str, Any]:
-    scores = np.asarray(values)[:, None]
-    low, high = interval(scores)
-    return {"middle": float(iqm(scores)[0]), "low": float(low[0]), "high": float(high[0]), "runs": list(values)}
+def _summary(values: Sequence[float], summary: Summary) -> dict[str, Any]:
+    middle, low, high = (float(x[0]) for x in summarised(np.asarray(values)[:, None], summary))
+    return {"middle": middle, "low": low, "high": high, "runs": list(values)}
 
 
-def write(folder: Path, trials: Sequence[Trial], outcomes: Mapping[str, Outcome], games: Sequence[Game]) -> Path:
+def write(
+    folder: Path,
+    trials: Sequence[Trial],
+    outcomes: Mapping[str, Outcome],
+    games: Sequence[Game],
+    summary: Summary = "iqm",
+) -> Path:
     """`sweep.json`: every trial with what it sets and how it ended, and every measure by combination."""
     found = {
         "format": FORMAT,
+        "summary": SAID[summary],
         "trials": [
             {"name": trial.name, "values": trial.values, "seed": trial.config.seed}
             | dataclasses.asdict(outcomes[trial.name])
@@ -123,7 +132,7 @@ def write(folder: Path, trials: Sequence[Trial], outcomes: Mapping[str, Outcome]
             {
                 "environment": game.environment,
                 "scores": {
-                    line: {label: _summary(values) for label, values in scores.items()}
+                    line: {label: _summary(values, summary) for label, values in scores.items()}
                     for line, scores in game.scores.items()
                 },
             }
