@@ -79,8 +79,11 @@ def test_train_and_evaluate(
         (["train", "--env-kwargs", "{"], "expects a JSON object"),
         (["train", "--env-kwargs", '{"max_cycle": 5}'], "cannot be used"),
         (["train", "--env", "simple_tag", "--env-kwargs", '{"continuous_actions": true}'], "only Discrete"),
-        (["train", "--ppo.lr", "1e-4"], "ppo.lr=0.0001 was asked for, but only algo=wm_rnd reads it"),
-        (["train", "--preset", "ippo", "--agents.lr", "1e-4"], "only algo=matwm reads it, and this is algo=wm_rnd"),
+        (["train", "--ppo.lr", "1e-4"], "ppo.lr=0.0001 was asked for, but algo=matwm does not read it"),
+        (
+            ["train", "--preset", "ippo", "--agents.lr", "1e-4"],
+            "agents.lr=0.0001 was asked for, but algo=wm_rnd does not read it",
+        ),
         (["train", "--env-from", "helpers:Tov"], "helpers.py has no Tov; the nearest: Toy"),
         (["train", "--env-from", "helpers:np"], "expected an environment's name, a PettingZoo environment"),
         (["train", "--env", "helpers:Toy"], "One of your own: --env-from MODULE:NAME"),

@@ -14,6 +14,7 @@ from helpers import Toy, arrays, assert_same, ppo_config
 
 import codream
 from codream import Config, Run, RunError, cli, preset
+from codream.sweeps.command import SweepCommand
 from codream.sweeps.design import assignments, listed, trials_of
 
 pytest.importorskip("ray", reason="needs codream[sweep]")
@@ -63,6 +64,22 @@ def test_presets_can_be_swept_and_keep_what_was_changed() -> None:
     one, other = trials_of(base, grid={"preset": ["ippo", "ippo_common"]})
     assert other.config == dataclasses.replace(preset("ippo_common"), total_steps=1_000)
     assert (one.name, other.name) == ("preset=ippo-seed0", "preset=ippo_common-seed0")
+
+
+def test_presets_that_are_swept_play_the_same_game_for_as_long_as_was_asked() -> None:
+    """Also where what was asked for is what the first preset has anyway."""
+    one, other = trials_of(preset("small"), grid={"preset": ["small", "ippo"]}, keep=["total_steps"])
+    assert (one.config.env, one.config.total_steps) == ("simple_tag", 50_000)
+    assert (other.config.env, other.config.total_steps) == ("simple_tag", 50_000)
+    # What only one of the learners reads is that one's.
+    base = dataclasses.replace(preset("small"), agents=dataclasses.replace(preset("small").agents, lr=5e-4))
+    one, other = trials_of(base, grid={"preset": ["small", "ippo"]})
+    assert (one.config.agents.lr, other.config.agents) == (5e-4, preset("ippo").agents)
+    command = cli._parse(
+        ["sweep", "--total-steps", "50000", "--world-model.no-teammates", "--grid", "preset=small,ippo"]
+    )
+    assert isinstance(command, SweepCommand)
+    assert command.typed == ("total_steps", "world_model.teammates")
 
 
 def test_searches_draw_within_their_ranges_and_more_samples_begin_with_the_same() -> None:
@@ -118,10 +135,10 @@ def test_values_as_they_are_typed() -> None:
         (["--env", "simple_tga"], "the nearest: mpe2:simple_tag_v3"),
         (["--grid", "env=simple_tag,simple_tga"], "the nearest: mpe2:simple_tag_v3"),
         (["--grid", "preset=small,smal"], "unknown preset 'smal'"),
-        (["--grid", "ppo.lr=3e-3,1e-2"], "ppo.lr=0.003-seed0: ppo.lr=0.003 was asked for, but only algo=wm_rnd reads"),
+        (["--grid", "ppo.lr=3e-3,1e-2"], "ppo.lr=0.003-seed0: ppo.lr=0.003 was asked for, but algo=matwm does not"),
         (
             ["--preset", "ippo", "--ablate", "world_model.scale_actions=false"],
-            "scale_actions=false-seed0: world_model.scale_actions=False was asked for, but only algo=matwm reads it",
+            "scale_actions=false-seed0: world_model.scale_actions=False was asked for, but algo=wm_rnd does not",
         ),
         (["--grid", "checkpoints_best=cat:flee"], "is nothing to sweep over"),
         (["--checkpoints-best", "cat:flee"], "simple_tag-small-seed0: checkpoints_best is SIDE:OPPONENT"),

@@ -32,6 +32,7 @@ from codream.inspection import inspect
 from codream.live import WandbMode
 from codream.memory import cuda_gives
 from codream.presets import PRESETS, preset
+from codream.reading import flat
 from codream.report import compare, report, watch
 from codream.runs import Run, RunError
 from codream.statistics import Summary
@@ -58,7 +59,8 @@ class Train:
     name: str | None = None
     """Name of the run's folder. Unset: made from environment, preset and seed."""
     resume: str | None = None
-    """Run to go on with, by its folder or name. Steps in total, learning rates and intervals may change."""
+    """Run to go on with, by its folder or name. Steps in total, learning rates, intervals, devices and how the run is
+    kept may change."""
     checkpoint: int | None = None
     """With --resume: go on from the checkpoint at this step instead of the latest."""
     root: str = "runs"
@@ -232,7 +234,7 @@ def _parse(args: list[str]) -> _Command:
         base = Run.open(known.resume, known.root).config if known.resume else preset(name)
     commands: Any = (
         Annotated[Train, tyro.conf.subcommand("train", default=Train(base))]
-        | Annotated[SweepCommand, tyro.conf.subcommand("sweep", default=SweepCommand(base))]
+        | Annotated[SweepCommand, tyro.conf.subcommand("sweep", default=SweepCommand(base, typed=_typed(args)))]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
@@ -246,6 +248,12 @@ def _parse(args: list[str]) -> _Command:
         description="Teams of agents that learn inside learned models of their world. --version: which codream.",
         args=args,
     )
+
+
+def _typed(args: list[str]) -> tuple[str, ...]:
+    """The fields of a configuration whose options are among the arguments, e.g. world_model.lr for --world-model.lr."""
+    given = [arg.removeprefix("--").partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")]
+    return tuple(sorted({name.replace(".no_", ".").removeprefix("no_") for name in given} & flat(Config()).keys()))
 
 
 def _train(command: Train) -> None:

@@ -17,7 +17,7 @@ from codream.config import (
 )
 from codream.reading import flat
 
-__all__ = ["PRESETS", "preset", "refuse_unread"]
+__all__ = ["PRESETS", "preset", "reads", "refuse_unread"]
 
 _PAPER = Config(preset="paper", world_model=WorldModelConfig(latent="categorical"))
 _SUMMARY = Config(
@@ -135,13 +135,17 @@ _OWN = {
 }
 
 
+def reads(algo: str, option: str) -> bool:
+    """Whether a learner reads an option, e.g. `ppo.lr`; False for what only the other one does."""
+    theirs = {name for other, own in _OWN.items() if other != algo for name in own}
+    return option not in theirs and option.partition(".")[0] not in theirs
+
+
 def refuse_unread(config: Config) -> None:
     """Raise ConfigError where an option of the other learner was changed, as it would do nothing."""
     usual = [flat(PRESETS.get(config.preset, config)), flat(Config())]
     for name, value in flat(config).items():
-        for algo, own in _OWN.items():
-            theirs = algo != config.algo and (name in own or name.partition(".")[0] in own)
-            if theirs and all(value != one[name] for one in usual):
-                raise ConfigError(
-                    f"{name}={value} was asked for, but only algo={algo} reads it, and this is algo={config.algo}"
-                )
+        if not reads(config.algo, name) and all(value != one[name] for one in usual):
+            raise ConfigError(
+                f"{name}={value} was asked for, but algo={config.algo} does not read it, only the other learner does"
+            )

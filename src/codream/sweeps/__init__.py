@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def sweep(
     ablate: Mapping[str, Sequence[Any]] | None = None,
     search: Mapping[str, str] | None = None,
     samples: int = 10,
+    keep: Collection[str] = (),
     address: str = "local",
     parallel: int | None = None,
     cpus: float = 1.0,
@@ -73,7 +74,9 @@ def sweep(
 
     `config`, `env`: as in `train`. `seeds`: how many, from `config.seed` on. `grid` ({"agents.lr": [1e-3, 3e-4]}): all
     combinations. `ablate` (the same form): `config` as it is, and with each value alone. `search`
-    ({"agents.entropy": "log:1e-4:1e-2"}; also uniform, int, choice:A,B): ranges from which `samples` are drawn.
+    ({"agents.entropy": "log:1e-4:1e-2"}; also uniform, int, choice:A,B): ranges from which `samples` are drawn. Where
+    `preset` is varied, each starts from that preset, with the environment of `config`, the fields in which `config`
+    differs from its own preset, and those in `keep`.
     `address`: of a Ray cluster, whose machines must see `root` under the same path; `local`: this machine. `parallel`:
     trials at a time, at most (unset: as many as fit). `cpus`, `gpus`: of one trial; gpus unset: one for each of
     `config.devices` where there are GPUs. `failures`: how often a trial is begun again, from its last checkpoint, when
@@ -92,7 +95,7 @@ def sweep(
     _check_numbers(parallel=parallel, cpus=cpus, gpus=gpus, failures=failures, episodes=episodes)
     if env is not None:  # names are made of what it is called
         config = dataclasses.replace(config, env=environment_of(config, env)[0].spec.name)
-    made = trials_of(config, seeds=seeds, grid=grid, ablate=ablate, search=search, samples=samples)
+    made = trials_of(config, seeds=seeds, grid=grid, ablate=ablate, search=search, samples=samples, keep=keep)
     trials = _resolved(made, env)
     folder = Path(root).absolute() / (name or f"{default_name(config)}-sweep")
     if (folder / "config.json").exists():

@@ -28,6 +28,8 @@ class SweepCommand:
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
+    typed: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Options of `config` that were given, which a preset that is varied does not change."""
     name: str | None = None
     """Name of the sweep's folder. Unset: made from environment and preset."""
     seeds: int = 3
@@ -79,6 +81,7 @@ def run_sweep(command: SweepCommand, config: Config, env: Any) -> None:
         ablate={name: listed(text) for name, text in ablate.items()},
         search=search,
         samples=command.samples,
+        keep=command.typed,
         address=command.address,
         parallel=command.parallel,
         cpus=command.cpus,

@@ -9,13 +9,13 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from codream.config import Config, ConfigError
-from codream.presets import preset
+from codream.presets import preset, reads
 from codream.reading import build, flat
 from codream.report.entries import FREE
 from codream.runs import default_name
@@ -44,14 +44,15 @@ def trials_of(
     ablate: Mapping[str, Sequence[Any]] | None = None,
     search: Mapping[str, str] | None = None,
     samples: int = 10,
+    keep: Collection[str] = (),
 ) -> list[Trial]:
     """All trials; the seeds of a combination follow each other, from `config.seed` on.
 
     `grid`: all combinations of the fields' values. `ablate`: `config` as it is, and with each value alone. `search`:
     ranges (`uniform:LOW:HIGH`, `log:LOW:HIGH`, `int:LOW:HIGH`, `choice:A,B,…`) from which `samples` are drawn; the same
     `config.seed` draws the same, and more samples begin with the same ones. Fields are named `world_model.lr`; `preset`
-    starts from another preset, keeping what `config` changes of its own. What comes to the same configuration is
-    trained once.
+    starts from another preset, keeping the environment, what `config` changes of its own preset, and the fields in
+    `keep`, as far as the learner reads them. What comes to the same configuration is trained once.
 
     Raises ConfigError for a field that does not exist, naming the nearest, or is given twice, and for a value of the
     wrong type or out of range.
@@ -70,7 +71,7 @@ def trials_of(
     found: dict[str, tuple[dict[str, Any], Config]] = {}
     for parts in itertools.product(chosen, removed, drawn):
         values = {name: value for part in parts for name, value in part.items()}
-        made = _with(config, values)
+        made = _with(config, values, keep)
         found.setdefault(made.to_json(), (values, made))
     plain = [_name(config, values) for values, _ in found.values()]
     return [
@@ -144,12 +145,14 @@ def _check_fields(config: Config, names: Sequence[str]) -> None:
             raise ConfigError(f"{name} is given to more than one of grid, ablate and search; one must decide it")
 
 
-def _with(config: Config, values: Mapping[str, Any]) -> Config:
+def _with(config: Config, values: Mapping[str, Any], keep: Collection[str]) -> Config:
     """`config` with some fields changed, checked as if it had been read from a file."""
     try:
         if "preset" in values:
             own, other = flat(preset(config.preset)), preset(_text("preset", values["preset"]))
-            kept = {name: value for name, value in flat(config).items() if value != own[name]}
+            stays = {"env", "env_kwargs", *keep}
+            changed = {name: value for name, value in flat(config).items() if name in stays or value != own[name]}
+            kept = {name: value for name, value in changed.items() if reads(other.algo, name)}
             config, values = other, kept | dict(values)
         plain = dataclasses.asdict(config)
         for name, value in values.items():
