@@ -1,5 +1,4 @@
-"""The README's first example runs; so does the tour, from top to bottom, and is kept without outputs. Both train the
-preset `small`, and share what is compiled."""
+"""The README's first example runs; so does the tour, from top to bottom, and is kept without outputs."""
 
 import json
 import os
@@ -16,8 +15,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks" / "simple_tag.ipynb"
 
 
-@pytest.fixture(autouse=True)
-def _compiled_with_care(monkeypatch: pytest.MonkeyPatch) -> None:
+def compiled_with_care(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unlike elsewhere nets are not tiny: what the compiler saves at level 0 is lost while they learn."""
     flags = os.environ["XLA_FLAGS"].replace("optimization_level=0", "optimization_level=1")
     monkeypatch.setenv("XLA_FLAGS", flags)
@@ -33,6 +31,7 @@ def test_outputs_are_stripped() -> None:
 # Jupyter's client warns of its own event loops and sockets.
 @pytest.mark.filterwarnings("default")
 def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled_with_care(monkeypatch)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     # The whole takes under three minutes on two quiet cores; a cell may take longer on busy ones.
@@ -42,11 +41,24 @@ def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert part in shown, part
 
 
-def test_the_readmes_example_runs(tmp_path: Path) -> None:
+TINY = f"""import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import codream, helpers
+codream.preset = lambda name: helpers.tiny_config(num_envs=16)
+"""
+
+
+# As it stands it takes a minute or two; with tiny nets all but their sizes is tried.
+@pytest.mark.parametrize(
+    "before", [pytest.param("", marks=pytest.mark.slow, id="whole"), pytest.param(TINY, id="tiny")]
+)
+def test_the_readmes_example_runs(before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not before:
+        compiled_with_care(monkeypatch)
     example = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
     assert len([line for line in example.splitlines() if line.strip() and "import" not in line]) <= 10
     done = subprocess.run(
-        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=900
+        [sys.executable, "-c", before + example], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"\(-?[\d.]+, [\d.]+\)\n$", done.stdout)

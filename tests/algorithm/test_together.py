@@ -60,7 +60,10 @@ def test_they_go_on_from_wherever_each_stands(two: list[Run], runs: Path) -> Non
     for run, original in zip(gone_on, two, strict=True):
         assert_same(arrays(run), arrays(original))
         assert [line["steps"] for line in run.metrics()] == [line["steps"] for line in original.metrics()]
-    with pytest.raises(RunError, match=r"reached their total .* --resume .*killed-seed3 --env-from MODULE:NAME --seeds 2 --total-steps 288"):
+    with pytest.raises(
+        RunError,
+        match=r"reached their total .* --resume .*killed-seed3 --env-from MODULE:NAME --seeds 2 --total-steps 288",
+    ):
         train_seeds(seeds=2, resume=first, env=ENV, progress=False)
     copy_until(two[0], 144, runs / "one-seed3")
     late = copy_until(two[1], 96, runs / "one-seed4")
