@@ -113,7 +113,8 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
-# What one learner reads and the other does not: options, and whole groups of them.
+# What one learner reads and the other does not: options, and whole groups of them. (Not `world_model.heads`, of which
+# `hidden` must be a multiple for both.)
 _OWN = {
     "matwm": (
         "agents",
@@ -122,7 +123,6 @@ _OWN = {
         "replay",
         "world_model.change_bins",
         "world_model.change_range",
-        "world_model.heads",
         "world_model.layers",
         "world_model.near",
         "world_model.outcome_lr",

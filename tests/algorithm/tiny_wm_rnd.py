@@ -33,7 +33,6 @@ def unresolved(
             classes=4,
             hidden=8,
             units=8,
-            layers=1,
             heads=2,
             encoder_layers=1,
             image_depth=2,
