@@ -1,5 +1,6 @@
 """Positions decoded from observations are those of the environment's own bodies."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from codream.report.curves import curves_of, point
 from codream.report.dreams import typical_episodes
 from codream.report.film import film, frames_of, write_film
 from codream.report.scene import layouts
+from codream.report.storyboard import storyboard
 
 
 @pytest.mark.parametrize("name", ["simple_tag", "simple_spread", "simple_adversary", "simple"])
@@ -134,3 +136,19 @@ def test_the_curves_are_those_of_the_entries_that_change_most() -> None:
         for t, value in enumerate(happened):
             assert point(view, k, 12, t, value) == pytest.approx((t / 12, (high - value) / (high - low)))
     assert point(view, 0, 12, 12, 1e6) == (1.0, 0.0)
+
+
+def test_entries_that_never_change_have_no_curve_and_small_ones_do() -> None:
+    spec = EnvSpec("own", ("a_0", "b_0"), ((3,), (3,)), (2, 3))
+    episode = episode_of(spec)
+    real = episode.obs[:, 0] * 1e-7
+    real[:, 1] = 5.0
+    dreamed = dataclasses.replace(episode.dreams[0], obs=np.stack([real, real]))
+    view = curves_of(real, dreamed, 3, episode.start)
+    assert view["entries"] == [0, 2]
+    assert view["left_out"] == 1
+    assert len({point(view, 0, 12, t, row[0])[1] for t, row in enumerate(view["real"])}) > 10
+    scene = scene_of(dataclasses.replace(episode, obs=np.ones_like(episode.obs), dreams=episode.dreams), spec)
+    assert scene["views"][0]["entries"] == []
+    assert "<svg" not in storyboard(scene, 0, spec.agents)
+    assert film(scene, 0, spec.sides).startswith(b"GIF8")

@@ -18,10 +18,12 @@ LEFT, RIGHT, TOP, BOTTOM = 6, 6, 20, 8
 
 
 def curves_of(real: Shaped[np.ndarray, "steps_1 size"], dreamed: Dreamed, size: int, start: int) -> dict[str, Any]:
-    """The entries that change most, in the environment's own units: what happened (`real`), one dream (`dream`), the
-    range of all dreams (`low`, `high`, from `start` on), and the ends of each entry's axis (`span`)."""
+    """The entries that change most (of those that do), in the environment's own units: what happened (`real`), one
+    dream (`dream`), the range of all dreams (`low`, `high`, from `start` on), and the ends of each entry's axis
+    (`span`)."""
     real = np.asarray(real, float)[:, :size]
-    kept = np.sort(np.argsort(-real.std(axis=0), kind="stable")[:MOST_ENTRIES])
+    order = np.argsort(-real.std(axis=0), kind="stable")[:MOST_ENTRIES]
+    kept = np.sort(order[np.ptp(real, axis=0)[order] > 0])
     shown = real[:, kept]
     low, high = shown.min(axis=0), shown.max(axis=0)
     found: dict[str, Any] = {"real": _plain(shown), "dream": None}
@@ -33,16 +35,17 @@ def curves_of(real: Shaped[np.ndarray, "steps_1 size"], dreamed: Dreamed, size: 
             "high": _plain(dreams[:, start:].max(axis=0)),
         }
         # A dream that runs away must not make flat what happened.
-        room = np.maximum(high - low, 1e-6) / 2
+        room = (high - low) / 2
         low = np.minimum(low, np.maximum(dreams.min(axis=(0, 1)), low - room))
         high = np.maximum(high, np.minimum(dreams.max(axis=(0, 1)), high + room))
-    room = 0.06 * np.maximum(high - low, 1e-6)
+    room = 0.06 * (high - low)
     span = np.stack([low - room, high + room], axis=-1)
-    return found | {"entries": kept.tolist(), "left_out": size - len(kept), "span": _plain(span)}
+    return found | {"entries": kept.tolist(), "left_out": size - len(kept), "span": span.tolist()}
 
 
 def _plain(x: np.ndarray) -> Any:
-    return np.round(x, 4).tolist()
+    """With five digits."""
+    return [[float(f"{value:.5g}") for value in row] for row in x.tolist()]
 
 
 def point(view: Mapping[str, Any], k: int, steps: int, t: float, value: float) -> tuple[float, float]:
