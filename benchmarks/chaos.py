@@ -609,7 +609,7 @@ def main() -> None:
     for driver in drivers:
         root = args.root / driver if args.root else Path(tempfile.mkdtemp(prefix=f"chaos-{driver}-"))
         root.mkdir(parents=True, exist_ok=True)
-        chaos = Chaos(driver, args.algos, args.env_workers if driver == "host" else 1, random.Random(args.seed), root)
+        chaos = Chaos(driver, args.algos, args.env_workers if driver == "host" else 0, random.Random(args.seed), root)
         if driver in results:
             chaos.tried, chaos.survived = map(collections.Counter, results[driver])
 
