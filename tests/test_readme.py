@@ -93,6 +93,7 @@ def test_commands_cover_what_the_readme_promises() -> None:
         "compare ",
         "watch ",
         "inspect ",
+        "envs",
         "devices",
         "no-teammates",
         "--algo wm_rnd",

@@ -1,4 +1,4 @@
-"""The command line: `codream train`, `sweep`, `evaluate`, `report`, `compare`, `watch`, `inspect`, `devices`.
+"""The command line: `codream` train, sweep, evaluate, report, compare, watch, inspect, envs, devices.
 
 Every field of `Config` is an option.
 """
@@ -22,10 +22,11 @@ from rich.console import Console
 from codream.accelerators import devices
 from codream.agents import load
 from codream.checkpoint import CheckpointError
-from codream.commands import Compare, Devices, Evaluate, Inspect, Report, Train, Watch
+from codream.commands import Compare, Devices, Envs, Evaluate, Inspect, Report, Train, Watch
 from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, UnknownEnvironment
 from codream.envs.own import maker
+from codream.envs.registry import envs_table
 from codream.evaluation import CrossPlay, evaluate
 from codream.health import TrainingDiverged
 from codream.hosts import FirstHostFailed, is_first, join, leave
@@ -42,7 +43,7 @@ from codream.trainer import train, train_seeds
 __all__ = ["main"]
 
 
-_Command = Train | SweepCommand | Evaluate | Report | Compare | Watch | Inspect | Devices
+_Command = Train | SweepCommand | Evaluate | Report | Compare | Watch | Inspect | Envs | Devices
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,6 +87,7 @@ def _parse(args: list[str]) -> _Command:
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Watch, tyro.conf.subcommand("watch")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect", default=Inspect(base))]
+        | Annotated[Envs, tyro.conf.subcommand("envs")]
         | Annotated[Devices, tyro.conf.subcommand("devices")]
     )
     return tyro.cli(
@@ -198,6 +200,11 @@ def _inspect(command: Inspect) -> None:
     Console().print(inspect(config if command.run is None else command.run, env=_env(command), root=command.root))
 
 
+def _envs(command: Envs) -> None:
+    del command
+    Console().print(envs_table())
+
+
 def _devices(command: Devices) -> None:
     del command
     Console().print(devices())
@@ -211,6 +218,7 @@ _DO: dict[type, Any] = {
     Compare: _compare,
     Watch: _watch,
     Inspect: _inspect,
+    Envs: _envs,
     Devices: _devices,
 }
 

@@ -12,7 +12,7 @@ from codream.config import Config
 from codream.live import WandbMode
 from codream.statistics import Summary
 
-__all__ = ["Compare", "Devices", "Evaluate", "Inspect", "Report", "Train", "Watch"]
+__all__ = ["Compare", "Devices", "Envs", "Evaluate", "Inspect", "Report", "Train", "Watch"]
 
 OneRun = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
 EnvFrom = Annotated[str | None, tyro.conf.arg(metavar="MODULE:NAME")]
@@ -161,6 +161,11 @@ class Inspect:
     """Keyword arguments of the environment, as JSON."""
     root: str = "runs"
     """Folder of all runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Envs:
+    """List every environment that has a name, and what to install for those that are missing."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,8 +15,10 @@ import toys
 from gymnasium import spaces
 from mpe2 import simple_tag_v3
 from PIL import Image
+from rich.console import Console
 
 from codream.envs import EnvironmentFailure, HostEnv, TimeStep, UnknownEnvironment, available_envs, make_env
+from codream.envs.registry import envs_table
 
 
 def start(env: HostEnv, seed: int = 0) -> TimeStep:
@@ -399,3 +402,15 @@ def test_listing_names_imports_nothing_heavy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_table_of_environments_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`None` among the modules is how Python says that a package cannot be imported."""
+    file = io.StringIO()
+    monkeypatch.setitem(sys.modules, "pymunk", None)
+    Console(width=200, file=file).print(envs_table())
+    shown = file.getvalue()
+    for name in ("simple_tag_v3", "cooperative_pong_v6", "smax_3m", "coin_game"):
+        assert name in shown
+    assert 'needs pymunk: pip install "codream[butterfly]"' in shown
+    assert "needs socialjax: it is on no package index" in shown

@@ -12,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+from rich.table import Table
+
 if TYPE_CHECKING:
     from codream.envs import GraphEnv, HostEnv
 
-__all__ = ["UnknownEnvironment", "available_envs", "make_named"]
+__all__ = ["UnknownEnvironment", "available_envs", "envs_table", "make_named"]
 
 
 class UnknownEnvironment(ValueError):
@@ -25,6 +28,24 @@ class UnknownEnvironment(ValueError):
 def available_envs() -> list[str]:
     """Names that `make_env` takes, from the installed packages; imports none of them."""
     return [f"{family}:{name}" for family, entry in _FAMILIES.items() for name in entry.names()]
+
+
+def envs_table() -> Table:
+    """The same names by family, and what to type for a family that is not installed; imports none of them either."""
+    table = Table(
+        title="Environments by name",
+        title_justify="left",
+        caption="Family, version and MPE_ may be left out: simple_tag is mpe2:simple_tag_v3, of the first family that "
+        "has it. What agents see and do there: codream inspect --env NAME. One of your own: --env-from MODULE:NAME.",
+        caption_justify="left",
+    )
+    table.add_column("family")
+    table.add_column("environments")
+    for family, entry in _FAMILIES.items():
+        missing = [package for package in entry.packages if importlib.util.find_spec(package) is None]
+        lines = [", ".join(entry.names())] + [f"needs {' and '.join(missing)}: {entry.install}"] * bool(missing)
+        table.add_row(family, escape("\n".join(filter(None, lines))))
+    return table
 
 
 def make_named(name: str, num_envs: int, workers: int, kwargs: dict[str, Any]) -> HostEnv | GraphEnv:
@@ -39,6 +60,7 @@ class _Family:
 
     names: Callable[[], list[str]]
     make: Callable[[str, int, int, dict[str, Any]], HostEnv | GraphEnv]
+    packages: tuple[str, ...]
     install: str
     prefix: str = ""  # may be left out of a name, e.g. `MPE_`
 
@@ -136,12 +158,15 @@ def _make_socialjax(name: str, num_envs: int, workers: int, kwargs: dict[str, An
 
 
 _FAMILIES = {
-    "mpe2": _Family(_mpe2_names, _make_mpe2, "pip install mpe2"),
-    "butterfly": _Family(_butterfly_names, _make_butterfly, 'pip install "codream[butterfly]"'),
-    "jaxmarl": _Family(_jaxmarl_names, _make_jaxmarl, "pip install jaxmarl", prefix="MPE_"),
+    "mpe2": _Family(_mpe2_names, _make_mpe2, ("mpe2",), "pip install mpe2"),
+    "butterfly": _Family(
+        _butterfly_names, _make_butterfly, ("pettingzoo", "pygame", "pymunk"), 'pip install "codream[butterfly]"'
+    ),
+    "jaxmarl": _Family(_jaxmarl_names, _make_jaxmarl, ("jaxmarl",), "pip install jaxmarl", prefix="MPE_"),
     "socialjax": _Family(
         _socialjax_names,
         _make_socialjax,
+        ("socialjax",),
         "it is on no package index, so git clone https://github.com/cooperativex/SocialJax and put the folder on "
         "PYTHONPATH",
     ),
