@@ -3,6 +3,7 @@ observations."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,14 @@ def test_absent_agents_get_no_action(agents: Agents) -> None:
     assert agents.act(obs) == first
     with pytest.raises(ValueError, match=r"has the agents adversary_0, .*; got an observation of prey_7"):
         agents.act({"prey_7": obs["agent_0"]})
+
+
+def test_an_environment_that_has_our_interface_has_no_raw_observations(agents: Agents) -> None:
+    ours = Agents(
+        agents.state, agents.config, steps=0, env=SimpleNamespace(spec=agents.spec), make=agents.make_env, name="ours"
+    )
+    with pytest.raises(TypeError, match=r"agents\.player\(\)\.act\(timestep, rng\)"):
+        ours.act({})
 
 
 def test_a_run_on_an_object_needs_it_again(runs: Path) -> None:

@@ -108,24 +108,24 @@ class Agents:
             self._rng = np.random.default_rng(seed)
 
     def act(self, obs: Any, infos: Mapping[Any, Any] | None = None, *, greedy: bool = False) -> dict[Any, int]:
-        """Actions for one step of one environment, remembering the episode since `reset`.
+        """Actions for one step of one environment as its own `step` takes them, remembering the episode since `reset`.
 
-        `obs`: {agent: observation} as the environment gives them; agents that are not in it get no action.
+        `obs`: what the environment gives, {agent: observation}; agents that are not in it get no action.
         Action masks are read from the observations, or from `infos` as PettingZoo's `reset` and `step`
-        return them.
+        return them. Raises TypeError where the environment was given as an object that has codream's own interface.
         """
-        if not isinstance(obs, Mapping):  # SocialJax's array with an agent axis
-            obs = dict(enumerate(obs))
+        if not hasattr(self._env, "encode"):
+            raise TypeError(
+                f"{self.spec.name} answers in codream's own TimeStep, so there is nothing to read raw observations "
+                "with; `agents.player().act(timestep, rng)` acts on what it answers"
+            )
         first = self._episode is None
         if self._episode is None:
             self._episode = self.player(greedy=greedy)
         self._episode.greedy = greedy
         here = self._env.encode(obs, infos, first=first)
         actions = self._episode.act(here, self._rng)
-        # By the environment's own names, which may be numbers.
-        ids = map(str, getattr(self._env, "_ids", self.spec.agents))
-        names = dict(zip(ids, actions[0].tolist(), strict=True))
-        return {agent: names[str(agent)] for agent in obs}
+        return self._env.decode(actions[0], obs)
 
 
 class Player:

@@ -84,7 +84,7 @@ class WorldModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AgentConfig:
-    """Actors and critics, trained in imagination."""
+    """Only with --algo matwm. Actors and critics, trained in imagination."""
 
     units: int = 512
     """Width of actor and critic."""
@@ -118,7 +118,7 @@ class AgentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReplayConfig:
-    """Replay: one buffer per agent, stored as one array with an agent axis."""
+    """Only with --algo matwm. Replay: one buffer per agent, stored as one array with an agent axis."""
 
     capacity: int = 50_000
     """Steps kept for each agent."""
@@ -130,7 +130,8 @@ class ReplayConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PartnerConfig:
-    """Who plays besides the current policies while experience is collected. All off: plain self-play."""
+    """Only with --algo matwm. Who plays besides the current policies while experience is collected. All off: plain
+    self-play."""
 
     random_share: float = 0.0
     """Share of episodes in which a side plays uniformly at random. Each side is drawn by itself."""

@@ -10,7 +10,7 @@ __all__ = ["CuriosityConfig", "PPOConfig", "ProjectionConfig"]
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """Independent PPO, one learner for each agent (Schulman et al. 2017, arXiv:1707.06347)."""
+    """Only with --algo wm_rnd. Independent PPO, one learner for each agent (Schulman et al. 2017, arXiv:1707.06347)."""
 
     units: int = 64
     """Width of actor and critic."""
@@ -42,7 +42,8 @@ class PPOConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ProjectionConfig:
-    """Self-projection: what if everyone acted as I do? Imagined from real steps, through a learned model."""
+    """Only with --algo wm_rnd. Self-projection: what if everyone acted as I do? Imagined from real steps, through a
+    learned model."""
 
     coef: float = 0.0
     """Weight of the imagined return in an agent's loss. At 0 nothing is imagined, and no model is made."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxmarl
 import numpy as np
 import pytest
 from mpe2 import simple_tag_v3
@@ -229,3 +230,15 @@ def test_one_step_of_a_scan_is_one_step_of_a_loop() -> None:
     for t in range(30):
         state, ts = step(keys[t], state, actions[t])
         jax.tree.map(lambda one, many, t=t: np.testing.assert_allclose(one, many[t], atol=1e-5), ts, scanned)
+
+
+@pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")  # of storm itself
+@pytest.mark.parametrize("name", ["storm", "HeuristicEnemySMAX", "coin_game"])
+def test_raw_observations_are_read_however_the_environment_puts_them(name: str) -> None:
+    """storm gives one dictionary of all agents' parts; SMAX an entry that is no agent's."""
+    raw = jaxmarl.make(name)
+    env, key = JaxMARLEnv(raw), jax.random.key(0)
+    obs, _ = jax.jit(raw.reset)(key)
+    _, here = jax.jit(env.reset)(key)
+    np.testing.assert_allclose(env.encode(obs, first=True).obs[0], here.obs, atol=1e-6)
+    assert env.decode(np.arange(len(raw.agents)), obs) == {agent: i for i, agent in enumerate(raw.agents)}

@@ -49,6 +49,16 @@ def test_integer_observations_are_one_hot_and_actions_count_from_their_start() -
     np.testing.assert_array_equal(ts.reward[0], [1 + 1 + 1, 3 - 1 + 1])
 
 
+def test_actions_are_said_as_the_environment_counts_them() -> None:
+    env = host(toys.IntegerToy)  # two actions from 1 on, four from -1 on
+    raw = toys.IntegerToy()
+    obs, _ = raw.reset()
+    decoded = env.decode(np.asarray([1, 0]), obs)
+    assert decoded == {"red_0": 2, "blue_0": -1}
+    assert all(raw.action_space(agent).contains(action) for agent, action in decoded.items())
+    assert env.decode(np.asarray([1, 0]), {"blue_0": obs["blue_0"]}) == {"blue_0": -1}
+
+
 def test_vectors_of_any_kind_are_flattened_and_padded() -> None:
     env = host(toys.UnequalToy)
     assert env.spec.obs_shapes == ((8,), (5,), (5,))

@@ -139,15 +139,14 @@ class JaxMARLEnv:
             lambda: self._transition(key, state, actions),
         )
 
-    def encode(
-        self, obs: Mapping[Any, Any], infos: Mapping[Any, Any] | None = None, *, first: bool = False
-    ) -> TimeStep:
+    def encode(self, obs: Any, infos: Mapping[Any, Any] | None = None, *, first: bool = False) -> TimeStep:
         """What `step` would answer for one copy that gave these raw observations: [1 copy, agents, …].
 
-        Agents that are missing in `obs` do not act; `infos[agent]["action_mask"]` may hold masks. Raises
-        `ValueError` for an agent that the environment does not have.
+        `obs`: {agent: observation}, or however the environment puts them. Agents that are missing do not act;
+        `infos[agent]["action_mask"]` may hold masks. Raises `ValueError` for an agent that the environment does not
+        have.
         """
-        spec = self.spec
+        spec, obs = self.spec, self._by_agent(obs)
         if unknown := [str(agent) for agent in obs if agent not in self._ids]:
             raise ValueError(
                 f"{spec.name} has the agents {', '.join(map(str, self._ids))}; got an observation of "
@@ -178,7 +177,19 @@ class JaxMARLEnv:
             last=np.asarray([False]),
         )
 
+    def decode(self, actions: Int[np.ndarray, " agents"], obs: Any) -> dict[Any, int]:
+        """The actions of the agents in these raw observations, by the environment's own names."""
+        own = dict(zip(self._ids, actions.tolist(), strict=True))
+        return {agent: own[agent] for agent in self._by_agent(obs)}
+
     # ------------------------------------------------------------------------------------ parts
+
+    def _by_agent(self, obs: Any) -> dict[Any, Any]:
+        """{agent: observation} of what `reset` and `step` give, without what is no agent's (`world_state`)."""
+        if _is_storm(obs):
+            obs = _per_agent(obs, self._ids)
+        by_agent = obs if isinstance(obs, Mapping) else dict(enumerate(obs))
+        return {agent: one for agent, one in by_agent.items() if agent != "world_state"}
 
     def _wrap(self, inner: Any) -> GraphState:
         return GraphState(inner, jnp.ones(len(self._ids), bool), jnp.asarray(False))
@@ -297,9 +308,13 @@ def _num_actions(env: Any, agent: Any, name: str) -> int:
     return int(space.n)
 
 
+def _is_storm(obs: Any) -> bool:
+    return isinstance(obs, dict) and set(obs) == {"observations", "inventory"}
+
+
 def _per_agent(obs: Any, ids: list[Any]) -> list[Any]:
     """Observations in the agents' order; entries for others than agents (`world_state`) are left out."""
-    if isinstance(obs, dict) and set(obs) == {"observations", "inventory"}:
+    if _is_storm(obs):
         # storm: one table [own coins 2, may interact, shown coins 2; agents] for all. An agent gets
         # its own column first, and of the others only what they show.
         table = [jnp.roll(obs["inventory"], -i, axis=1) for i in range(len(ids))]

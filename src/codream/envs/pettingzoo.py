@@ -141,6 +141,11 @@ class PettingZooEnv:
         except CopyFailed as err:
             raise EnvironmentFailure(str(err)) from err.__cause__
 
+    def decode(self, actions: Int[np.ndarray, " agents"], obs: Mapping[Any, Any]) -> dict[Any, int]:
+        """The actions of the agents in these raw observations as the environment's own `step` takes them."""
+        own = dict(zip(self._ids, (actions + self._starts).tolist(), strict=True))
+        return {agent: own[agent] for agent in obs}
+
     # ------------------------------------------------------------------------------------ all copies
 
     def _all(self, call: str, *each: list[Any]) -> TimeStep:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
 
 from codream.envs.jaxmarl import JaxMARLEnv
 
@@ -36,8 +38,11 @@ class SocialJaxEnv(JaxMARLEnv):
 
     def encode(self, obs: Any, infos: Mapping[Any, Any] | None = None, *, first: bool = False) -> Any:
         """As JaxMARL's; `obs` may be SocialJax's own array with an agent axis."""
-        by_name = obs if isinstance(obs, Mapping) else dict(enumerate(obs))
-        return super().encode({str(agent): one for agent, one in by_name.items()}, infos, first=first)
+        return super().encode({str(agent): one for agent, one in self._by_agent(obs).items()}, infos, first=first)
+
+    def decode(self, actions: Int[np.ndarray, " agents"], obs: Any) -> dict[Any, int]:
+        """The actions of the agents in these raw observations, by the names that these have."""
+        return {agent: int(actions[int(agent)]) for agent in self._by_agent(obs)}
 
 
 class _ByName:
