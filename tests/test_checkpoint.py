@@ -15,7 +15,7 @@ from helpers import copy_until, tiny_config
 from jaxtyping import Array
 
 from codream import CheckpointError, EnvSpec, Run, checkpoint
-from codream.checkpoint import find, restore, save, saved, while_it_goes_on
+from codream.checkpoint import find, prune, restore, save, saved, while_it_goes_on
 
 SPEC = EnvSpec("two", ("cat_0", "mouse_0"), ((3,), (2,)), (2, 5), has_mask=True)
 
@@ -62,6 +62,21 @@ def test_only_the_latest_are_kept(tmp_path: Path) -> None:
     np.testing.assert_array_equal(find(tmp_path, 15).arrays()["weight"], thing(15).weight)
     keep(thing(-1), tmp_path, 100)  # again at the same step
     np.testing.assert_array_equal(find(tmp_path).arrays()["weight"], thing(-1).weight)
+
+
+def test_what_is_kept_for_good_stays_whatever_the_interval_becomes(tmp_path: Path) -> None:
+    """Every second of what is due every 10 steps, some of it late; then of what is due every 35; then none."""
+    folder = tmp_path / "checkpoints"
+
+    def come(*steps: int, **options: int) -> list[int]:
+        for step in steps:
+            (folder / str(step)).mkdir(parents=True)
+            prune(folder, tiny_config(checkpoints_kept=1, **options))
+        return list(saved(folder))
+
+    assert come(10, 20, 30, 43, 50, 61, checkpoint_every=10, checkpoints_nth=2) == [20, 43, 61]
+    assert come(96, 131, 166, checkpoint_every=35, checkpoints_nth=2) == [20, 43, 61, 96, 166]
+    assert come(170, 180) == [20, 43, 61, 96, 166, 180]
 
 
 def test_a_write_that_was_cut_off_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,21 @@ import numpy as np
 import pytest
 from helpers import Toy, arrays, assert_same, copy_until, ppo_config
 
-from codream import CheckpointError, ConfigError, EnvironmentFailure, Run, RunError, checkpoint, cli, guards, train
+from codream import (
+    CheckpointError,
+    ConfigError,
+    EnvironmentFailure,
+    Run,
+    RunError,
+    checkpoint,
+    cli,
+    evaluate,
+    guards,
+    load,
+    make_env,
+    train,
+)
+from codream.envs.own import apart
 from codream.guards import LeaveRequests, TimeLimit
 from codream.saving import MetricsFile
 from codream.training import HostDriver
@@ -289,6 +303,61 @@ def test_checkpoints_are_written_meanwhile(runs: Path, monkeypatch: pytest.Monke
     lines = run.metrics()
     assert [line["steps"] for line in lines if "checkpoint/stall_seconds" in line] == [72, 120]
     assert all(np.isfinite(x) for line in lines for x in line.values())
+
+
+def test_a_checkpoint_whose_score_cannot_be_played_is_written_without(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError("the cat is out")
+
+    monkeypatch.setattr("codream.scoring.play", broken)
+    run = train(ppo_config(total_steps=48, checkpoints_best="cat:self"), env=Toy, name="faults-unscored", root=runs)
+    assert list(checkpoint.saved(run.checkpoints)) == [48]
+    assert "the checkpoint of step 48 has no score" in capsys.readouterr().out
+
+
+def test_scores_are_not_played_on_the_environment_that_is_trained_on(runs: Path) -> None:
+    made = make_env(Toy, 2)
+    with pytest.raises(ConfigError, match="toy is already made, so that there is no other"):
+        train(ppo_config(checkpoints_best="cat:self"), env=made, name="faults-made", root=runs, progress=False)
+
+
+def test_what_is_not_deleted_is_written_all_the_same(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def held(path: Path) -> None:
+        raise OSError(39, "Directory not empty", str(path))
+
+    monkeypatch.setattr(checkpoint, "_delete", held)
+    run = train(ppo_config(total_steps=96, checkpoints_kept=1), env=Toy, name="faults-undeleted", root=runs)
+    assert list(checkpoint.saved(run.checkpoints)) == [48, 96]
+    assert "no longer kept could not be deleted" in capsys.readouterr().out
+
+
+def test_a_folder_that_has_no_locks_can_be_trained_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*args: Any) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("codream.runs.fcntl.flock", none)
+    with (
+        pytest.warns(RuntimeWarning, match="cannot be locked .*see to it that no other process"),
+        Run(tmp_path).locked(),
+    ):
+        pass
+
+
+def test_playing_beside_training_leaves_the_given_environment_alone(runs: Path) -> None:
+    """Of an environment that is an object, everyone else plays on copies."""
+    mine = Toy()
+    beside = apart(mine)
+    assert {type(one) for one in (beside(), beside())} == {Toy}
+    assert beside() is not beside() is not mine
+    run = train(ppo_config(total_steps=48, num_envs=1), env=mine, name="faults-mine", root=runs, progress=False)
+    mine.reset(seed=3)
+    agents = load(run, env=mine)
+    evaluate(agents, episodes=2, progress=False)
+    assert (mine.taken, mine.agents) == (0, Toy.possible_agents)
 
 
 def test_checkpoints_are_kept_by_policy(runs: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -18,6 +19,7 @@ from codream.algorithms import State, algorithm
 from codream.compiled import quick_jit
 from codream.config import Config
 from codream.envs import EnvSpec, TimeStep
+from codream.envs.own import apart
 from codream.runs import Run, build_env
 from codream.training import driver_for
 
@@ -37,6 +39,8 @@ def load(
     found = checkpoints.while_it_goes_on(run.checkpoints, lambda: checkpoints.find(run.path, checkpoint))
     if run.by_object and env is None:
         raise run.needs_its_environment()
+    with contextlib.suppress(TypeError):  # what cannot be copied is played on itself
+        env = apart(env)
 
     def make(copies: int, **options: Any) -> Any:
         config = dataclasses.replace(found.config, env_kwargs={**found.config.env_kwargs, **options})

@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+FOR_GOOD = "kept_for_good"  # an empty file in a checkpoint that `checkpoints_nth` chose
 TRIES = 5  # to read a checkpoint of a run that goes on
 
 
@@ -135,7 +136,7 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in [*folder.glob(".writing-*"), *folder.glob(".deleting-*")]:  # of a run that was killed meanwhile
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # a reader elsewhere may hold what is being deleted
     final, writing = folder / str(steps), folder / f".writing-{steps}"
     # Orbax refuses arrays without entries.
     full = {name: x for name, x in taken.arrays.items() if x.size}
@@ -175,14 +176,26 @@ def write(
 def prune(folder: Path, config: Config) -> None:
     """Delete all checkpoints but the `checkpoints_kept` latest, every `checkpoints_nth`, and the best."""
     every = saved(folder)
-    keep = set(list(every)[-config.checkpoints_kept :])
-    if config.checkpoints_nth:
-        keep |= {steps for steps in every if steps // config.checkpoint_every % config.checkpoints_nth == 0}
+    keep = set(list(every)[-config.checkpoints_kept :]) | _for_good(every, config)
     if config.checkpoints_best is not None:
         keep.add(best(folder, config.checkpoints_best) or -1)
     for steps, path in every.items():
         if steps not in keep:
             _delete(path)
+
+
+def _for_good(every: dict[int, Path], config: Config) -> set[int]:
+    """Those marked as kept for good, whatever the options were then, and those that now are to be: the first at or
+    after each multiple of the interval, as a checkpoint waits for running episodes to end."""
+    kept = {steps for steps, path in every.items() if (path / FOR_GOOD).exists()}
+    apart = config.checkpoint_every * config.checkpoints_nth
+    before = 0
+    for steps, path in every.items() if apart else ():
+        if steps in kept or steps // apart > before // apart:
+            (path / FOR_GOOD).touch()
+            kept.add(steps)
+            before = steps
+    return kept
 
 
 def _delete(path: Path) -> None:
@@ -249,7 +262,7 @@ def find(run: Path, steps: int | str | None = None) -> Checkpoint:
     if not every:
         raise CheckpointError(f"{run} has no checkpoint yet")
     if steps == "best":
-        steps = best(run / "checkpoints")
+        steps = best(run / "checkpoints", Run(run).config.checkpoints_best)
         if steps is None:
             raise CheckpointError(f"no checkpoint of {run} has a score; train with --checkpoints-best SIDE:OPPONENT")
     if steps is None:

@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,10 +107,6 @@ def _typed(args: list[str]) -> tuple[str, ...]:
 
 def _train(command: Train) -> None:
     config = _config(command)
-    if command.checkpoint is not None and command.resume is None:
-        raise ConfigError("--checkpoint needs --resume RUN: it says from which of the run's checkpoints to go on")
-    if command.name is not None and command.resume is not None:
-        raise ConfigError("--name is for a new run; --resume goes on in the folder of the run")
     if command.coordinator is not None:
         join(command.coordinator, command.processes, command.process)
     elif command.processes is not None or command.process is not None:
@@ -140,7 +137,7 @@ def _train(command: Train) -> None:
         print(f"The run lies in {run.path}")
         print(f"  see what it learned: open {run.path / 'report.html'}")
     if len(runs) > 1:
-        print(f"See them side by side: codream compare {' '.join(str(run.path) for run in runs)}")
+        print(f"See them side by side: codream compare {shlex.join(str(run.path) for run in runs)}")
     else:
         print(f"  evaluate it more precisely: {runs[0].typed('evaluate')}")
 

@@ -89,8 +89,9 @@ class Loop:
 
     @property
     def _done(self) -> int:
-        """Steps of the run that has the furthest to go."""
-        return min(record.steps for record in self.records)
+        """Steps of the run that has the furthest to go, of those that go on."""
+        going = [record for record in self.records if record.open] or self.records
+        return min(record.steps for record in going)
 
     def _how_to_go_on(self) -> str:
         return "\n".join(record.how_to_go_on() for record in self.records if record.open)

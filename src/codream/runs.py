@@ -20,6 +20,7 @@ import platform
 import re
 import shlex
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,12 +131,18 @@ class Run:
             if fcntl is not None:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
+                except BlockingIOError:
                     file.seek(0)
                     raise RunError(
                         f"{self.path} is in use by {file.read() or 'another process'}; two processes cannot train in "
                         "one folder: wait for it, stop it, or choose another --name"
                     ) from None
+                except OSError as err:  # some network file systems have no locks
+                    warnings.warn(
+                        f"{self.path} cannot be locked ({err}); see to it that no other process trains in it",
+                        RuntimeWarning,
+                        stacklevel=3,
+                    )
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()

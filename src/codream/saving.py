@@ -85,6 +85,7 @@ class Saver:
         self._tell, self._score = tell, score
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._undeleted: OSError | None = None
         self._steps = -1  # of the latest one that was begun
         self._written = -1  # of the latest one that was written
         self.measured: dict[str, float] = {}  # to be logged
@@ -96,8 +97,14 @@ class Saver:
         self.wait()
         extra: dict[str, Any] = {"rollbacks": rollbacks}
         if self._score is not None:
-            extra["score"] = {self._config.checkpoints_best: self._score(runner.state, steps)}
-            self.measured["checkpoint/score"] = extra["score"][self._config.checkpoints_best]
+            try:
+                self.measured["checkpoint/score"] = self._score(runner.state, steps)
+                extra["score"] = {self._config.checkpoints_best: self.measured["checkpoint/score"]}
+            except Exception as err:  # the checkpoint matters more
+                self._tell(
+                    f"the checkpoint of step {steps} has no score, as nothing could be played ({type(err).__name__}: "
+                    f"{err})"
+                )
         arrays = checkpoints.snapshot(runner)
         self._steps = steps
         self._thread = threading.Thread(target=self._write, args=(arrays, steps, extra))
@@ -112,18 +119,25 @@ class Saver:
         try:
             self._metrics.sync()
             checkpoints.write(arrays, self._run.checkpoints, config=config, spec=self._spec, steps=steps, **extra)
-            checkpoints.prune(self._run.checkpoints, config)
             self._written = steps
             self.measured["checkpoint/write_seconds"] = round(time.monotonic() - began, 4)
             give_back()
         except Exception as err:  # kept for the training thread
             self._error = err
+            return
+        try:
+            checkpoints.prune(self._run.checkpoints, config)
+        except OSError as err:
+            self._undeleted = err
 
     def wait(self) -> bool:
         """Wait for the checkpoint that is being written; say whether it was, and tell why not."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        if self._undeleted is not None:
+            self._tell(f"a checkpoint that is no longer kept could not be deleted ({self._undeleted}); left alone")
+            self._undeleted = None
         if self._error is None:
             return True
         self._tell(

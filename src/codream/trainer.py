@@ -15,6 +15,7 @@ from codream import checkpoint as checkpoints
 from codream.checkpoint import Checkpoint
 from codream.config import KEEPING, Config, ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv
+from codream.envs.own import apart
 from codream.guards import LeaveRequests
 from codream.health import TrainingDiverged
 from codream.hosts import SharedEnv, is_first, most, number, perhaps_from_first, text_from_first
@@ -26,7 +27,7 @@ from codream.reading import flat
 from codream.recording import Record, Tally
 from codream.report import report
 from codream.report.peek import Peek
-from codream.runs import Run, RunError, build_env
+from codream.runs import Run, RunError, build_env, default_name
 from codream.scoring import Scorer
 from codream.together import Alone, Runs, Together
 from codream.training import GraphDriver, HostDriver, Runner, driver_for
@@ -82,6 +83,9 @@ def train(
     `config.env_time_limit`), TrainingDiverged where something is not finite (see `config.on_nan`).
     """
     Live.check(wandb)
+    if checkpoint is not None and resume is None:
+        raise ConfigError("--checkpoint needs --resume RUN: it says from which of the run's checkpoints to go on")
+    _refuse_name(name, resume)
     resumed = None if resume is None else Run.open(resume, root)
     config = config or (preset("small") if resumed is None else resumed.config)
     if resumed is not None and resumed.by_object and env is None:
@@ -112,6 +116,7 @@ def train_seeds(
     """
     if seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {seeds}")
+    _refuse_name(name, resume)
     first = None if resume is None else Run.open(resume, root)
     config = config or (preset("small") if first is None else first.config)
     if number() > 1:
@@ -132,6 +137,11 @@ def train_seeds(
         )
     runs = _trained(requests, env, root, progress, "off", peek)
     return sorted([*done, *runs], key=lambda run: run.config.seed)
+
+
+def _refuse_name(name: str | None, resume: Any) -> None:
+    if name is not None and resume is not None:
+        raise ConfigError("--name is for a new run; --resume goes on in the folder of the run")
 
 
 def _sibling(first: Run, first_seed: int, seed: int) -> Run:
@@ -165,10 +175,15 @@ def _trained(
     if requests[0].resumed is None:
         refuse_unread(requests[0].config)
     made, config = environment_of(requests[0].config, env)
+    if config.checkpoints_best is not None and made is env and isinstance(env, HostEnv):
+        raise ConfigError(
+            f"checkpoints_best plays on copies of its own, and {made.spec.name} is already made, so that there is no "
+            "other; pass a class or function that makes it"
+        )
     if number() > 1:
         made = _shared(made, config)
     requests = [dataclasses.replace(r, config=dataclasses.replace(config, seed=r.config.seed)) for r in requests]
-    copies = lambda n: build_env(config, n, env)  # noqa: E731
+    copies = lambda n: build_env(config, n, apart(env))  # noqa: E731
     try:
         together = _together(driver_for(made, config), config, len(requests))
         scores = [
@@ -235,12 +250,14 @@ def _folders(requests: list[_Request], spec: EnvSpec, root: str | Path, env: Any
     """The run that each asks for; none is made if one of them cannot be."""
     runs: list[Run] = []
     made: list[Run] = []
+    together = _name_of_seeds(requests, Path(root)) if len(requests) > 1 else None
     try:
         for request in requests:
             run = request.resumed
             if run is None:
+                name = request.name or (together and f"{together}-seed{request.config.seed}")
                 about = {"env": env, "seeds": len(requests)}
-                run = Run.create(request.config, spec, name=request.name, root=root, **about)
+                run = Run.create(request.config, spec, name=name, root=root, **about)
                 made.append(run)
             runs.append(run)
     except RunError:
@@ -248,6 +265,16 @@ def _folders(requests: list[_Request], spec: EnvSpec, root: str | Path, env: Any
             run.remove()
         raise
     return runs
+
+
+def _name_of_seeds(requests: list[_Request], root: Path) -> str:
+    """What runs of several seeds are called before their seed; one name for all, by which they find each other."""
+    usual, number = default_name(requests[0].config), 1
+    while True:
+        name = usual if number == 1 else f"{usual}-{number}"
+        if not any((root / f"{name}-seed{request.config.seed}").exists() for request in requests):
+            return name
+        number += 1
 
 
 def _held(

@@ -13,8 +13,9 @@ from helpers import Toy, arrays, assert_same, copy_until, ppo_config
 from probe_envs import ConstantReward
 from tiny import tiny
 
-from codream import Config, ConfigError, Run, RunError, TrainingDiverged, train, train_seeds
+from codream import Config, ConfigError, Run, RunError, TrainingDiverged, preset, train, train_seeds
 from codream.together import Together
+from codream.trainer import _name_of_seeds, _Request
 
 ENV = ConstantReward()
 """Its episodes end by chance, so that seeds do not take their steps in the same rhythm."""
@@ -104,6 +105,14 @@ def test_one_that_diverges_leaves_the_others_alone(
         assert "rollback 1 of at most" in capsys.readouterr().err
         assert rolled_back.metrics()[-1]["rollbacks"] == 1
     assert_same(arrays(Run(runs / f"{on_nan}-seed3")), arrays(two[0]))
+
+
+def test_seeds_without_a_name_get_one_by_which_they_find_each_other(tmp_path: Path) -> None:
+    (tmp_path / "simple_tag-small-seed4").mkdir()
+    requests = [_Request(dataclasses.replace(preset("small"), seed=seed), None, None, None) for seed in (3, 4)]
+    assert _name_of_seeds(requests, tmp_path) == "simple_tag-small-2"
+    (tmp_path / "simple_tag-small-2-seed3").mkdir()
+    assert _name_of_seeds(requests, tmp_path) == "simple_tag-small-3"
 
 
 def test_what_cannot_be_is_refused(two: list[Run], runs: Path) -> None:

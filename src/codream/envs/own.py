@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 from codream.envs.registry import UnknownEnvironment
 
-__all__ = ["maker", "place_of"]
+__all__ = ["apart", "maker", "place_of"]
 
 
 def maker(place: str) -> Any:
@@ -44,6 +45,24 @@ def maker(place: str) -> Any:
             )
         found = getattr(found, part)
     return found
+
+
+def apart(env: Any) -> Any:
+    """For playing on the same environment beside whoever else plays on it: of a PettingZoo environment that is an
+    object, what makes copies of it; anything else, which makes new ones or holds no state, as it is.
+
+    Raises TypeError where it cannot be copied.
+    """
+    if isinstance(env, type) or not hasattr(env, "possible_agents") or not hasattr(env, "reset"):
+        return env
+    try:
+        first = [copy.deepcopy(env)]
+    except Exception as err:
+        raise TypeError(
+            f"the environment {type(env).__name__} cannot be deep-copied ({err}), so nothing else can be played on it; "
+            "pass its class or a function that makes one"
+        ) from err
+    return lambda: first.pop() if first else copy.deepcopy(env)
 
 
 def place_of(env: Any) -> str | None:

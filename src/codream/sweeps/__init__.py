@@ -13,7 +13,7 @@ import jax
 from rich.table import Table
 
 from codream.config import Config, ConfigError
-from codream.envs import EnvSpec, HostEnv
+from codream.envs import GraphEnv, HostEnv
 from codream.presets import preset, refuse_unread
 from codream.reading import flat
 from codream.report import compare
@@ -25,6 +25,7 @@ from codream.sweeps.design import Trial, trials_of
 from codream.sweeps.results import games_of, table, write
 from codream.sweeps.work import Outcome, Task
 from codream.trainer import environment_of
+from codream.training import driver_for
 
 __all__ = ["Sweep", "SweepFailed", "sweep"]
 
@@ -132,25 +133,30 @@ def _resolved(trials: Sequence[Trial], env: Any) -> list[Trial]:
 
     Raises ConfigError that names the first trial which does not fit.
     """
-    specs: dict[str, EnvSpec] = {}
+    made: dict[str, HostEnv | GraphEnv] = {}
     found = []
-    for trial in trials:
-        config = trial.config
-        try:
-            key = f"{config.env} {config.num_envs} {sorted(config.env_kwargs.items())}"
-            if key not in specs:
-                made, _ = environment_of(config, env)
-                specs[key] = made.spec
-                if env is None and isinstance(made, HostEnv):
-                    made.close()
-            if env is not None:
-                config = dataclasses.replace(config, env=specs[key].name)
-            refuse_unread(config)
-            if config.checkpoints_best is not None:
-                Scorer(config, specs[key], lambda n: None)
-            found.append(dataclasses.replace(trial, config=config.resolve(specs[key])))
-        except ConfigError as err:
-            raise ConfigError(f"{trial.name}: {err}") from err
+    try:
+        for trial in trials:
+            config = trial.config
+            try:
+                key = f"{config.env} {config.num_envs} {sorted(config.env_kwargs.items())}"
+                if key not in made:
+                    made[key], _ = environment_of(config, env)
+                spec = made[key].spec
+                if env is not None:
+                    config = dataclasses.replace(config, env=spec.name)
+                refuse_unread(config)
+                if config.checkpoints_best is not None:
+                    Scorer(config, spec, lambda n: None)
+                config = config.resolve(spec)
+                driver_for(made[key], config)
+                found.append(dataclasses.replace(trial, config=config))
+            except ConfigError as err:
+                raise ConfigError(f"{trial.name}: {err}") from err
+    finally:
+        for one in made.values():
+            if env is None and isinstance(one, HostEnv):
+                one.close()
     return found
 
 
@@ -176,7 +182,8 @@ def _results(
     summary: Summary,
 ) -> Sweep:
     runs = tuple(task.run for task in tasks.values() if task.begun)
-    games, page = games_of(runs), folder / "compare.html"
+    games = games_of([task.run for name, task in tasks.items() if outcomes[name].state == "finished"])
+    page = folder / "compare.html"
     write(folder, trials, outcomes, games, summary)
     return Sweep(
         folder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from typing import Annotated, Any
 
 import jax
@@ -98,7 +99,8 @@ def run_sweep(command: SweepCommand, config: Config, env: Any) -> None:
         print(f"  see it: open {result.page}")
         own = f" --env-from {command.env_from}" if command.env_from else ""
         own += f" --summary {command.summary}" if command.summary != "iqm" else ""
-        print(f"  with matches, everyone against everyone: codream compare {result.path} --out {result.page}{own}")
+        drawn = shlex.join(["compare", str(result.path), "--out", str(result.page)])
+        print(f"  with matches, everyone against everyone: codream {drawn}{own}")
     if result.failed:
         raise SweepFailed(
             f"{len(result.failed)} trials failed for good; the same command tries them again:"

@@ -91,7 +91,9 @@ def table(game: Game, summary: Summary = "iqm") -> Table:
                 cells.append("–")
                 continue
             best = len(middles[line]) > 1 and middles[line][label] == max(middles[line].values())
-            cells.append(_cell(_summary(scores[label], summary), 2 if line in SHARES else 1, best, summary))
+            cell = _cell(_summary(scores[label], summary), 2 if line in SHARES else 1, best, summary)
+            few = f"\n[dim]of {len(scores[label])}[/dim]" if len(scores[label]) < len(group) else ""
+            cells.append(cell + few)
         seeds = "1 seed" if len(group) == 1 else f"{len(group)} seeds"
         shown.add_row(f"{escape(label)}\n[dim]{seeds}[/dim]", *cells, end_section=True)
     return shown

@@ -62,7 +62,8 @@ class Task:
     @property
     def done(self) -> bool:
         """Trained to its end, and measured if that is wanted."""
-        return self.begun and finished(self.run, self.config) and (not self.episodes or _measured(self.run))
+        trained = self.begun and finished(self.run, self.config)
+        return trained and (not self.episodes or _measured(self.run, self.episodes))
 
 
 def carry_out(task: Task, cpus: float, gpus: float | None) -> str | None:
@@ -85,7 +86,7 @@ def carry_out(task: Task, cpus: float, gpus: float | None) -> str | None:
         train(task.config, env=task.env, name=task.path.name, root=folder, progress=False)
     elif not finished(task.run, task.config):
         train(task.config, env=task.env, resume=task.run, progress=False)
-    if task.episodes and not _measured(task.run):
+    if task.episodes and not _measured(task.run, task.episodes):
         try:
             result = evaluate(load(task.run, env=task.env), episodes=task.episodes, progress=False)
             report(task.run, cross_play=result, env=task.env, progress=False)
@@ -112,9 +113,11 @@ def steps_done(run: Run) -> int:
     return 0
 
 
-def _measured(run: Run) -> bool:
+def _measured(run: Run, episodes: int) -> bool:
+    """Whether its last checkpoint played at least so many."""
     found = saved_measures(run)
-    return found is not None and found["steps"] == max(checkpoints.saved(run.checkpoints), default=None)
+    latest = max(checkpoints.saved(run.checkpoints), default=None)
+    return found is not None and found["steps"] == latest and found["cross_play"]["episodes"] >= episodes
 
 
 def _limit(cpus: float, gpus: float | None) -> None:
