@@ -233,8 +233,8 @@ KEEPING = (
     "env_time_limit",
     "log_every",
 )
-"""Options of how a run is kept and watched over. No compiled function reads them; what is learned they change only where
-copies of a host environment wait for each other at a checkpoint, by which copy takes which step when."""
+"""Options of how a run is kept and watched over. No compiled function reads them. What is learned they change only
+where copies of a host environment wait for each other at a checkpoint, by which copy takes which step when."""
 
 UNREAD = ("env", "env_kwargs", "preset", "seed", "async_collect", *KEEPING)
 """Options that no compiled function reads."""

@@ -52,7 +52,7 @@ class _Sizes:
         self.actions = sum(spec.num_actions) if m.scale_actions else spec.max_actions
         self.team = (spec.num_agents - 1) * spec.max_actions if m.teammates and spec.num_agents > 1 else 0
         self.s = self.z + m.hidden + self.team
-        self.encoder_in = spec.obs_size * m.units if m.encoder_layers > 1 else 0
+        self.encoder_in = spec.obs_size * m.units
         before = max(m.encoder_layers - 1, 0)
         self.encoder = _mlp(spec.obs_size, m.units, m.units, before) + _mlp(m.units, self.z, m.units, 1)
         self.decoder = _mlp(self.z, spec.obs_size, m.units, m.encoder_layers)
@@ -65,7 +65,8 @@ class _Sizes:
         self.team_out = m.team_hidden * self.team
         self.actor = _mlp(self.s, spec.max_actions, a.units, a.layers)
         self.critic = _mlp(self.s, a.value_bins, a.units, a.layers)
-        self.first = a.units  # outputs of the layers that read s
+        # Outputs of the layers that read s.
+        self.actor_first, self.critic_first = (a.units, a.units) if a.layers else (spec.max_actions, a.value_bins)
 
 
 def _block(width: int, seen: float) -> float:
@@ -151,11 +152,12 @@ def _imagination(spec: EnvSpec, config: Config, z: _Sizes, rows_summed: bool) ->
     seen = a.context - 1 + horizon
     blocks = m.layers * _block(m.hidden, seen)
     mixer = _reads_z(m.hidden, z, rows_summed) + (0.0 if rows_summed else 2 * z.actions * m.hidden)
-    actor = 2 * (z.actor - z.z * z.first) + _reads_z(z.first, z, rows_summed)
+    actor = 2 * (z.actor - z.z * z.actor_first) + _reads_z(z.actor_first, z, rows_summed)
     outcome = 2 * z.outcome
     if m.outcome_sees_next and rows_summed:
         outcome -= 2 * 2 * z.z * (m.units if m.head_layers else (m.reward_bins + 1) / 2)
-    mask = 2 * z.mask - (2 * z.z * m.units if rows_summed and z.mask and m.head_layers else 0)
+    reads_mask = (z.z * m.units if m.head_layers else z.mask) if z.mask else 0
+    mask = 2 * (z.mask - reads_mask if rows_summed else z.mask)
     sampling = 2 * z.z * z.classes + 2 * spec.max_actions**2
     step = mixer + blocks + 2 * z.dynamics + outcome + mask + actor + sampling
     remembered, features = 2 * m.layers * m.hidden, z.s - z.z
@@ -175,14 +177,16 @@ def _imagination(spec: EnvSpec, config: Config, z: _Sizes, rows_summed: bool) ->
 def _improvement(spec: EnvSpec, config: Config, z: _Sizes, rows_summed: bool) -> Cost:
     a = config.agents
     horizon, trajectories = a.horizon or 0, spec.num_agents * (a.starts or 0)
-    seen = z.s * z.first  # products that read s
-    spared = 2 * z.z * z.first if rows_summed else 0
 
-    def learn(parameters: float) -> float:
+    def spared(first: int) -> int:
+        return 2 * z.z * first if rows_summed else 0
+
+    def learn(parameters: float, first: int) -> float:
         # s is data: no gradient flows to it.
-        return 3 * 2 * parameters - 2 * seen - spared
+        return 3 * 2 * parameters - 2 * z.s * first - spared(first)
 
-    each = (horizon + 1) * learn(z.critic) + horizon * (2 * z.critic - spared) + horizon * learn(z.actor)
+    critics = (horizon + 1) * learn(z.critic, z.critic_first) + horizon * (2 * z.critic - spared(z.critic_first))
+    each = critics + horizon * learn(z.actor, z.actor_first)
     kept = 2 * a.layers * 3 * a.units + 2 * a.value_bins
     features = FLOAT * (z.s - z.z) + config.world_model.groups
     moved = (horizon + 1) * (2 * features + FLOAT * 2 * kept)

@@ -38,15 +38,14 @@ def _told(
 def one_step(model: MarkovModel, s: Sequence, scale: Float[Array, ""], key: PRNGKeyArray) -> dict[str, Array]:
     """Per step: errors, predicted reward (`scale`: its unit), teammate log-probabilities. Step t predicts row t + 1."""
     code, valid, focal = model.representation, jnp.asarray(model.spec.obs_valid)[s.focal], s.focal
-    keys = jax.random.split(key, len(s.obs))
-    z, _ = jax.vmap(code.posterior)(s.obs, keys)
+    z_key, sample_key = jax.random.split(key)
+    z, _ = jax.vmap(code.posterior)(s.obs, jax.random.split(z_key, len(s.obs)))
     actions = jax.vmap(_told, in_axes=(None, 0, 0, 0, None))(model, z, s.action, s.acting, focal)
     h = jax.vmap(model.step, in_axes=(0, 0, None))(z, actions, focal)[:-1]
     now = z[:-1]
     prior = jax.vmap(code.prior)(h, now)
     mean = jax.vmap(code.next_mean, in_axes=(0, 0, None))(prior, now, valid)
-    others = jax.random.split(jax.random.fold_in(key, 1), len(now))  # not those that drew z
-    sample = jax.vmap(code.next, in_axes=(0, 0, None, 0))(prior, now, valid, others)
+    sample = jax.vmap(code.next, in_axes=(0, 0, None, 0))(prior, now, valid, jax.random.split(sample_key, len(now)))
     real = jax.vmap(code.observed)(s.obs)
     error = lambda z, target: _squared(jax.vmap(code.decoder)(z), target, valid)  # noqa: E731
     out = {

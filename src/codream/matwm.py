@@ -342,9 +342,9 @@ def update(
     for i, agent in enumerate(state.world_model.spec.agents):
         for name, sums in agent_sums.items():
             metrics[f"agent/{agent}/{name}"] = (sums[i], agents_count)
-    state = eqx.tree_at(lambda s: s.due_from, state, state.steps)
     if state.past is not None:
         trained = state.agents_updates > 0
-        past = snapshot(state.past, state.agents.actor, state.steps, trained, config.partners)
+        past = snapshot(state.past, state.agents.actor, state.due_from, state.steps, trained, config.partners)
         state = eqx.tree_at(lambda s: s.past, state, past)
+    state = eqx.tree_at(lambda s: s.due_from, state, state.steps)
     return state, metrics

@@ -124,15 +124,14 @@ def sequences_of(steps: list[TimeStep], actions: list[Any], agents: int) -> Sequ
 def _one_step(model: WorldModel, s: Sequence, key: PRNGKeyArray) -> dict[str, Array]:
     """Per step: errors, predicted reward, teammate log-probabilities. Step t predicts row t + 1."""
     code, valid = model.representation, model.obs_valid(s.focal)
-    keys = jax.random.split(key, len(s.obs))
-    z, _ = jax.vmap(code.posterior)(s.obs, keys)
+    z_key, sample_key = jax.random.split(key)
+    z, _ = jax.vmap(code.posterior)(s.obs, jax.random.split(z_key, len(s.obs)))
     acts = s.acting[:, s.focal]
     h, _ = model.unroll(z, s.action[:, s.focal], s.focal, s.segment, acts)
     h, now = h[:-1], z[:-1]
     prior = jax.vmap(code.prior)(h, now)
     mean = jax.vmap(code.next_mean, in_axes=(0, 0, None))(prior, now, valid)
-    others = jax.random.split(jax.random.fold_in(key, 1), len(h))  # not those that drew z
-    sample = jax.vmap(code.next, in_axes=(0, 0, None, 0))(prior, now, valid, others)
+    sample = jax.vmap(code.next, in_axes=(0, 0, None, 0))(prior, now, valid, jax.random.split(sample_key, len(h)))
     real = jax.vmap(code.observed)(s.obs)
 
     def error(z: Array, target: Array) -> Array:
@@ -163,8 +162,8 @@ def _open_loop(
     """Error after 1 … `horizon` steps from the `context`-th step on, and that of "nothing moves"."""
     code, valid = model.representation, model.obs_valid(s.focal)
     time = jnp.arange(context)
-    keys = jax.random.split(key, context)
-    z, _ = jax.vmap(code.posterior)(s.obs[:context], keys)
+    z_key, key = jax.random.split(key)
+    z, _ = jax.vmap(code.posterior)(s.obs[:context], jax.random.split(z_key, context))
     action = s.action[:, s.focal]
     _, cache = model.unroll(z[:-1], action[: context - 1], s.focal, s.segment[: context - 1], time[:-1] >= 0, horizon)
 

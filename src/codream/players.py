@@ -76,10 +76,16 @@ def past_log_probs(
 
 
 def snapshot(
-    past: Past, actor: Actor, steps: Int[Array, ""], trained: Bool[Array, ""], partners: PartnerConfig
+    past: Past,
+    actor: Actor,
+    before: Int[Array, ""],
+    steps: Int[Array, ""],
+    trained: Bool[Array, ""],
+    partners: PartnerConfig,
 ) -> Past:
-    """Every `past_every` steps the current actors take the place of the oldest snapshot."""
-    due = (steps // partners.past_every > past.count) & trained
+    """Where a multiple of `past_every` steps has been reached since `before`, the current actors take the place of the
+    oldest snapshot."""
+    due = (steps // partners.past_every > before // partners.past_every) & trained
     slot = past.count % partners.past_kept
     actors = jax.tree.map(
         lambda old, new: jnp.where(due, old.at[slot].set(new), old) if eqx.is_array(old) else old,

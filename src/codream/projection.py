@@ -86,26 +86,28 @@ def _actions(
     z: Float[Array, "views z"],
     x: Float[Array, "views *shape"],
     mask: Bool[Array, "views actions"],
+    views: Int[Array, " views"],
     focal: Int[Array, ""],
     config: Config,
     key: PRNGKeyArray,
-) -> Float[Array, "agents actions"]:
-    """What every agent does, in the environment's order: samples, each with its own noise; or, where the world model
-    expects them, probabilities of the others."""
+) -> Float[Array, "views agents actions"]:
+    """What every agent does, in the environment's order, as each view's step of the world model expects it: samples,
+    each with its own noise; or only that of the agent whose view it is, and probabilities of the others."""
     spec, settings, n = model.spec, config.projection, model.spec.num_agents
     own_key, other_key = jax.random.split(key)
-    me = jax.nn.one_hot(focal, n)[:, None]
+    own = jax.nn.one_hot(views, n)[..., None]
     sample = lambda key, log_probs: sample_onehot(key, log_probs, "gumbel", settings.temperature)  # noqa: E731
     if config.imagined_partners == "mirrored":
         log_probs = jnp.broadcast_to(jax.vmap(mine.log_probs)(x, mask), (n, spec.max_actions))
         actions = sample(own_key, log_probs)
-        return actions if settings.actions == "joint" else me * actions + (1 - me) * jnp.exp(log_probs)
+        others = actions if settings.actions == "joint" else jnp.exp(log_probs)
+        return own * actions + (1 - own) * others
     others = jnp.zeros((n, spec.max_actions))
     if model.team is not None and config.imagined_partners == "predicted":
         theirs = model.others(z[0], focal)
         answer = sample(other_key, theirs) if settings.actions == "joint" else jnp.exp(theirs)
         others = others.at[jnp.asarray(own_first(n))[focal, 1:]].set(answer)
-    return me * sample(own_key, mine.log_probs(x[0], mask[0])) + (1 - me) * others
+    return own * sample(own_key, mine.log_probs(x[0], mask[0])) + (1 - own) * others
 
 
 def project(
@@ -142,12 +144,13 @@ def project(
     def step(carry: tuple[Array, ...], key: PRNGKeyArray) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         z, x, mask = carry
         act_key, model_key = jax.random.split(key)
-        actions = _actions(model, mine, z, x, mask, focal, config, act_key)
-        h = jax.vmap(model.step)(z, actions[order], views)
+        actions = _actions(model, mine, z, x, mask, views, focal, config, act_key)
+        h = jax.vmap(lambda z, table, order, view: model.step(z, table[order], view))(z, actions, order, views)
         rewards = model.reward(h[mine_at])  # mine first
         reward = (1 - alpha) * rewards[0] + alpha * jnp.mean(rewards)
         cont = jax.nn.sigmoid(model.cont(h[mine_at])[0])
-        chosen = jnp.argmax(actions if everyone else actions[focal][None], axis=-1)
+        table = actions[mine_at]
+        chosen = jnp.argmax(table if everyone else table[focal][None], axis=-1)
         z = jax.vmap(model.next)(h, z, jax.random.split(model_key, len(views)))
         there = (z, jax.vmap(model.decoded)(z, views), jax.vmap(model.allowed)(z, views))
         return there, (reward, cont, x[mine_at], of_copies(x), of_copies(mask), chosen)

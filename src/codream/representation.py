@@ -36,6 +36,8 @@ __all__ = ["Categorical", "Change", "Representation", "representation"]
 SEEN_SCALE = 10.0
 # Of basis functions in front of heads.
 NEAR_SCALE = 3.0
+# Of z, where distances are looked at: the square of e^40 is still a float32.
+FARTHEST = 40.0
 # The longest vector whose points are compared pairwise, and the longest in which points start at every entry.
 MOST_PAIRED = 48
 MOST_OVERLAPPING = 24
@@ -204,7 +206,9 @@ class Change(eqx.Module):
     ) -> tuple[Float[Array, "two vectors"], Float[Array, "widths vectors"]]:
         """Every point of o and every difference of two points, as vectors d; and how near 0 they are,
         exp(−|d|²/w²) for every width w (radial basis functions)."""
-        d = jnp.einsum("s,tsv->tv", symexp(z), self._vectors)
+        z = jnp.clip(z, -FARTHEST, FARTHEST)
+        # Differences of what is nearly equal: not with the few digits that an accelerator gives by itself.
+        d = jnp.einsum("s,tsv->tv", symexp(z), self._vectors, precision=jax.lax.Precision.HIGHEST)
         width = jnp.asarray(self.near)[:, None]
         return d, jnp.exp(-jnp.sum(d**2, axis=0) / width**2)
 

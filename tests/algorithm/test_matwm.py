@@ -144,7 +144,7 @@ def test_evaluation_plays_current_policies_only_and_greedily_if_asked(config, st
 
 def taken(state, config):
     trained = state.agents_updates > 0
-    return snapshot(state.past, state.agents.actor, state.steps, trained, config.partners)
+    return snapshot(state.past, state.agents.actor, state.due_from, state.steps, trained, config.partners)
 
 
 def test_snapshots_take_turns(config, state):
@@ -152,7 +152,7 @@ def test_snapshots_take_turns(config, state):
         lambda s: s.agents.actor.net.out.bias, state, jnp.full((3, 4), value)
     )
     kept = lambda past: np.asarray(past.actors.net.out.bias[:, 0, 0]).tolist()  # noqa: E731
-    trained = eqx.tree_at(lambda s: s.agents_updates, marked(5.0), jnp.asarray(1))
+    trained = eqx.tree_at(lambda s: (s.agents_updates, s.due_from), marked(5.0), (jnp.asarray(1), state.steps))
     past = taken(trained, config)  # 100 steps at one snapshot per 50: two were taken
     assert int(past.count) == 2
     later = eqx.tree_at(lambda s: s.steps, trained, jnp.asarray(150))
@@ -161,6 +161,11 @@ def test_snapshots_take_turns(config, state):
     assert kept(past) == [5.0, kept(state.past)[1]]
     untrained = eqx.tree_at(lambda s: s.agents_updates, later, jnp.asarray(0))
     assert int(taken(untrained, config).count) == 2
+    # However late training begins: one for each interval that ends from then on.
+    late = eqx.tree_at(lambda s: (s.due_from, s.steps), trained, (jnp.asarray(990), jnp.asarray(1010)))
+    assert int(taken(late, config).count) == 3
+    after = eqx.tree_at(lambda s: (s.due_from, s.steps), trained, (jnp.asarray(1010), jnp.asarray(1020)))
+    assert int(taken(after, config).count) == 2
 
 
 # ------------------------------------------------------------------------------------------ updates due

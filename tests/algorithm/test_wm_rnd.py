@@ -25,6 +25,7 @@ from codream.ppo import Batch, Learner, gae, observed, ppo_loss
 from codream.presets import PRESETS, preset
 from codream.projection import (
     Projection,
+    _actions,
     imagined_return,
     judged,
     project,
@@ -222,6 +223,19 @@ def test_imagined_observations_are_padded_with_zeros_as_real_ones_are():
     assert x.shape == (4, 4)
     assert (x[:, 2:] == 0).all()
     assert (x[:, :2] != 0).all()
+
+
+@pytest.mark.parametrize("actions", ["joint", "predicted"])
+def test_every_view_is_told_its_own_action_as_in_training(actions):
+    """One-hot in the place of the agent whose view it is; of the others what `actions` says."""
+    _, _, (learner, model, obs, config) = projected(TWO, 1.0, {"actions": actions}, imagined_partners="mirrored")
+    z, _ = jax.vmap(model.representation.posterior)(obs, jax.random.split(jax.random.key(1)))
+    views, mask = jnp.arange(2), jnp.asarray(TWO.action_valid)
+    told = _actions(model, learner, z, observed(TWO, obs), mask, views, jnp.asarray(0), config, jax.random.key(2))
+    for view in views:
+        np.testing.assert_allclose(jnp.sort(told[view, view]), [0, 1], atol=1e-6)
+        other = float(jnp.max(told[view, 1 - view]))
+        assert other == pytest.approx(1) if actions == "joint" else other < 0.99
 
 
 def test_symmetry_mixes_ones_own_reward_with_everyones():
