@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,7 +34,11 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from helpers import tiny_config  # noqa: E402
 
-from codream import Run, train  # noqa: E402
+from codream import Run, train, training  # noqa: E402
+
+# A module's tests take turns with more configurations than most users have in one process.
+for programs in ("_host_programs", "_graph_programs"):
+    setattr(training, programs, lru_cache(maxsize=16)(getattr(training, programs).__wrapped__))
 
 LONG = ("test_examples", "test_readme", "test_training", "test_resume", "test_wm_rnd", "test_probes", "test_cli")
 

@@ -76,6 +76,7 @@ def test_updates_that_the_host_counts(
     np.testing.assert_allclose(counted[where], asked[where], atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_ways_of_an_accelerator_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole tiles, no pieces, updates counted on the host, and the kernels, interpreted."""
     config = dataclasses.replace(tiny_config(), num_envs=2, warmup=40, world_model_every=2, agents_every=2)

@@ -32,7 +32,7 @@ except ImportError:  # Windows: two processes on one folder are not noticed
     fcntl = None
 
 from codream.config import Config, ConfigError
-from codream.envs import EnvSpec, GraphEnv, HostEnv, UnknownEnvironment, make_env
+from codream.envs import EnvSpec, GraphEnv, HostEnv, UnknownEnvironment, is_graph, make_env
 from codream.envs.own import place_of
 from codream.envs.workers import workers_for
 
@@ -293,15 +293,34 @@ def replace_text(file: Path, text: str) -> None:
     os.replace(writing, file)
 
 
+_GRAPHS: dict[str | None, Any] = {}
+"""Environments inside JAX that were made by name, by it and its keywords."""
+
+
+def _as_named(config: Config) -> str | None:
+    try:
+        return f"{config.env} {json.dumps(config.env_kwargs, sort_keys=True)}"
+    except TypeError:  # keywords that only a script can give
+        return None
+
+
 def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEnv:
     """The environment of a configuration, or `env` given as an object.
+
+    One by name that is part of the program is made once, so that what was compiled for it serves again.
 
     Raises UnknownEnvironment, ModuleNotFoundError for one that is not installed, and ConfigError for one that
     cannot be built or represented.
     """
+    named = _as_named(config) if env is None else None
+    if named in _GRAPHS:
+        return _GRAPHS[named]
     workers = config.env_workers or (1 if env is not None else workers_for(copies))
     try:
-        return make_env(config.env if env is None else env, copies, env_workers=workers, **config.env_kwargs)
+        made = make_env(config.env if env is None else env, copies, env_workers=workers, **config.env_kwargs)
+        if named is not None and is_graph(made):
+            _GRAPHS[named] = made
+        return made
     except UnknownEnvironment:
         raise
     except (TypeError, ValueError) as err:

@@ -5,6 +5,7 @@ Both call the same `choose` and `learn`, so they share every line of the algorit
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from typing import Any
@@ -248,28 +249,54 @@ class HostDriver:
         self._new(resting=True)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Itself:
+    """Something as a key by which it is known: equal to nothing but itself."""
+
+    thing: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.thing is other.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
+
+
+@lru_cache(maxsize=2)
+def _graph_programs(
+    env: _Itself, config: Config, chunk: int, backend: str
+) -> tuple[Callable[[PRNGKeyArray], Runner], Compiled]:
+    """How a runner begins, and a chunk of its steps, compiled; kept as `_host_programs` are."""
+    traced = GraphDriver(env.thing, config, chunk)
+    return quick_jit(traced.begun), Compiled(traced.scanned, donate=(0,))
+
+
 class GraphDriver:
     """Acting, stepping and learning as one compiled scan of `chunk` steps."""
 
     def __init__(self, env: GraphEnv, config: Config, chunk: int = 16):
         self.env, self.config, self.spec, self.chunk = env, config, env.spec, chunk
-        self._chunk = Compiled(self.scanned, donate=(0,))
 
-    def _begin(self, key: PRNGKeyArray) -> Runner:
+    @property
+    def _programs(self) -> tuple[Callable[[PRNGKeyArray], Runner], Compiled]:
+        return _graph_programs(_Itself(self.env), self.config.for_programs(), self.chunk, jax.default_backend())
+
+    def begun(self, key: PRNGKeyArray) -> Runner:
+        """What `start` compiles."""
         init_key, env_key, key = jax.random.split(key, 3)
         state, memory, returns = _start(init_key, self.spec, self.config)
         env_state, here = eqx.filter_jit(jax.vmap(self.env.reset))(jax.random.split(env_key, self.config.num_envs))
         return Runner(state, memory, here, env_state, returns, key)
 
     def start(self, key: PRNGKeyArray) -> Runner:
-        runner = quick_jit(self._begin)(key)
+        runner = self._programs[0](key)
         # Every leaf a buffer of its own, since the chunks reuse them, and of no weak type, as in a checkpoint: else a
         # run that goes on would be compiled anew.
         return jax.tree.map(lambda x: jnp.array(x, x.dtype) if eqx.is_array(x) else x, runner)
 
     def template(self) -> Runner:
         """The shapes of a runner, and all of it that is not an array; computes nothing."""
-        return eqx.filter_eval_shape(self._begin, jax.random.key(0))
+        return eqx.filter_eval_shape(self.begun, jax.random.key(0))
 
     def step(self, runner: Runner) -> tuple[Runner, Sums]:
         choice = choose(runner, self.config)
@@ -289,7 +316,7 @@ class GraphDriver:
 
     def advance(self, runner: Runner) -> tuple[Runner, Sums]:
         """One chunk of steps and updates, and the sums of their metrics. `runner` is used up."""
-        return self._chunk(runner)
+        return self._programs[1](runner)
 
     def steps(self, runner: Runner) -> int:
         """Environment steps that `runner` has done."""
