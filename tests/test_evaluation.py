@@ -83,7 +83,7 @@ def test_opponents_that_do_not_exist(agents: Agents, host_run: Run) -> None:
 
 
 def names(spec: EnvSpec, against: list[str] | None = None) -> list[tuple[str, ...]]:
-    opponents = _opponents(spec, against, False, None)
+    opponents = _opponents(spec, against, False, None, "runs")
     return [tuple(sides.values()) for sides, _ in _line_ups(spec, object(), opponents)]
 
 

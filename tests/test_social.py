@@ -64,6 +64,10 @@ def test_no_rewards_and_no_choices_have_no_time_and_no_rate() -> None:
     assert social.sustainability is None
     assert social.cooperation is None
     assert social.to_json()["efficiency"] == [0.0, None]
+    # Choices that the game defines and nobody made are none either.
+    outcomes.step(np.zeros((1, 1)), np.zeros(1, bool), np.zeros((1, 1, 2)))
+    outcomes.finish(0)
+    assert outcomes.social().cooperation is None
 
 
 def test_coins_are_counted_as_the_game_pays_them() -> None:

@@ -155,6 +155,7 @@ def _evaluate(command: Evaluate) -> None:
         against=command.against,
         checkpoint=command.checkpoint,
         env=_env(command),
+        root=command.root,
     )
     Console().print(result.table())
     if command.json is not None:

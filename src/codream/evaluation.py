@@ -128,7 +128,7 @@ class CrossPlay:
             for column in columns:
                 row = cells.get((name, column))
                 shown.append("" if row is None else "\n".join(self._shown(row, side) for side in self.members))
-            table.add_row(f"{name}\n", *shown, end_section=True)
+            table.add_row(f"{escape(name)}\n", *shown, end_section=True)
         return table
 
     def _list(self) -> Table:
@@ -138,7 +138,7 @@ class CrossPlay:
         for side in self.members:
             table.add_column(escape(f"return of {side}"), justify="right")
         for row in self.rows:
-            table.add_row(*row.sides.values(), *(self._shown(row, side) for side in self.members))
+            table.add_row(*map(escape, row.sides.values()), *(self._shown(row, side) for side in self.members))
         return table
 
     def _shown(self, row: Row, side: str) -> str:
@@ -155,6 +155,7 @@ def evaluate(
     against: Sequence[str | Path] | None = None,
     checkpoint: int | str | None = None,
     env: Any = None,
+    root: str | Path = "runs",
     progress: bool = True,
 ) -> CrossPlay:
     """Play every side of `agents` (or of a run) against references, other runs, and itself.
@@ -163,7 +164,7 @@ def evaluate(
     instead of a sampled one (the references and other runs too). `against`: names of references (`random`,
     `still`, `chase`, `flee`, where a side has them) and run folders; all references if not given. With three
     or more sides, all others are replaced at once. `checkpoint`: of the run, by its step or `best`. `env`: the
-    environment as an object, where the run was trained on one.
+    environment as an object, where the run was trained on one. `root`: where runs that are given by name are.
 
     Raises ConfigError for an opponent that is neither a reference nor a run, or a run of another environment.
     """
@@ -171,10 +172,10 @@ def evaluate(
         if value < 1:
             raise ConfigError(f"{what} must be 1 or more, got {value}")
     if not isinstance(agents, Agents):
-        agents = load(agents, checkpoint=checkpoint, env=env)
+        agents = load(agents, checkpoint=checkpoint, env=env, root=root)
     began = time.monotonic()
     spec = agents.spec
-    opponents = _opponents(spec, against, greedy, env)
+    opponents = _opponents(spec, against, greedy, env, root)
     line_ups = _line_ups(spec, agents.player(greedy=greedy), opponents)
     copies = min(episodes, MOST_COPIES)
     host = stage(agents, copies)
@@ -240,7 +241,7 @@ def _line_ups(spec: EnvSpec, me: Any, opponents: dict[str, dict[str, Any]]) -> l
 
 
 def _opponents(
-    spec: EnvSpec, against: Sequence[str | Path] | None, greedy: bool, env: Any
+    spec: EnvSpec, against: Sequence[str | Path] | None, greedy: bool, env: Any, root: str | Path
 ) -> dict[str, dict[str, Any]]:
     """Policies by side, by the opponent's name."""
     if len(spec.sides) == 1 and against:
@@ -257,7 +258,7 @@ def _opponents(
             chosen[name] = references[name]
             continue
         try:
-            other = load(name, env=env)
+            other = load(name, env=env, root=root)
         except ValueError as err:
             raise ConfigError(
                 f"{name} is neither a reference ({', '.join(references)}) nor a run that can be loaded: {err}"

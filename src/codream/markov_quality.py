@@ -17,7 +17,7 @@ from codream.partners import others_of
 from codream.ppo import Learner, observed
 from codream.world_model import Sequence
 
-__all__ = ["imagine_along", "one_step", "open_loop"]
+__all__ = ["imagine_along", "one_step", "open_loop", "squared", "was_there"]
 
 
 def _told(
@@ -47,13 +47,13 @@ def one_step(model: MarkovModel, s: Sequence, scale: Float[Array, ""], key: PRNG
     mean = jax.vmap(code.next_mean, in_axes=(0, 0, None))(prior, now, valid)
     sample = jax.vmap(code.next, in_axes=(0, 0, None, 0))(prior, now, valid, jax.random.split(sample_key, len(now)))
     real = jax.vmap(code.observed)(s.obs)
-    error = lambda z, target: _squared(jax.vmap(code.decoder)(z), target, valid)  # noqa: E731
+    error = lambda z, target: squared(jax.vmap(code.decoder)(z), target, valid)  # noqa: E731
     out = {
         "acts": s.acting[:-1, focal],
         "reconstruction": error(now, real[:-1]),
         "one_step": error(mean, real[1:]),
         "one_step_sampled": error(sample, real[1:]),
-        "still": _squared(real[:-1], real[1:], valid),
+        "still": squared(real[:-1], real[1:], valid),
         "reward": jax.vmap(model.reward)(h)[:, 0] * scale,
     }
     if model.team is not None:
@@ -82,11 +82,17 @@ def open_loop(
 
     mean = jnp.mean(jax.vmap(rollout)(jax.random.split(key, samples)), axis=0)
     real = jax.vmap(code.observed)(s.obs[context - 1 : context + horizon])
-    return _squared(mean, real[1:], valid), _squared(jnp.broadcast_to(real[0], mean.shape), real[1:], valid)
+    return squared(mean, real[1:], valid), squared(jnp.broadcast_to(real[0], mean.shape), real[1:], valid)
 
 
-def _squared(a: Array, b: Array, valid: Array) -> Array:
+def squared(a: Array, b: Array, valid: Array) -> Array:
+    """Squared error of each row, summed over the entries that are `valid`."""
     return jnp.sum(jnp.where(valid, (a - b).reshape(len(a), -1), 0.0) ** 2, axis=-1)
+
+
+def was_there(acts: Bool[Array, " time"]) -> Bool[Array, " time"]:
+    """Rows that hold an observation of an agent that acts at `acts`: those, and the one that its last action led to."""
+    return acts | jnp.roll(acts, 1).at[0].set(False)
 
 
 def imagine_along(
@@ -147,7 +153,8 @@ def _along(
     z = out.pop("z")
     decoded = jax.vmap(lambda z: model.decoded(z, s.focal))(z)
     dreaming = time > start
+    compared = dreaming & was_there(s.acting[:, s.focal])
     out["obs"] = jax.vmap(code.decode)(z)
-    out["gap"] = jnp.where(dreaming, _squared(decoded, x, valid), 0.0)
-    out["still"] = jnp.where(dreaming, _squared(jnp.broadcast_to(x[start], x.shape), x, valid), 0.0)
+    out["gap"] = jnp.where(compared, squared(decoded, x, valid), 0.0)
+    out["still"] = jnp.where(compared, squared(jnp.broadcast_to(x[start], x.shape), x, valid), 0.0)
     return out, jnp.where(dreaming.reshape(-1, *[1] * (x.ndim - 1)), decoded, x)

@@ -136,7 +136,7 @@ def _one_step(model: WorldModel, s: Sequence, key: PRNGKeyArray) -> dict[str, Ar
 
     def error(z: Array, target: Array) -> Array:
         predicted = jax.vmap(lambda z: code.observed(code.decode(z)))(z)
-        return _squared(predicted, target, valid)
+        return markov_quality.squared(predicted, target, valid)
 
     logits, _ = jax.vmap(model.outcome)(h, mean)
     out = {
@@ -144,16 +144,12 @@ def _one_step(model: WorldModel, s: Sequence, key: PRNGKeyArray) -> dict[str, Ar
         "reconstruction": error(now, real[:-1]),
         "one_step": error(mean, real[1:]),
         "one_step_sampled": error(dense(sample), real[1:]),
-        "still": _squared(real[:-1], real[1:], valid),
+        "still": markov_quality.squared(real[:-1], real[1:], valid),
         "reward": two_hot_mean(logits, model.reward_bins),
     }
     if model.team is not None:
         out["team"], _ = model.team.full(z, s.focal, s.segment, acts)
     return out
-
-
-def _squared(a: Array, b: Array, valid: Array) -> Array:
-    return jnp.sum(jnp.where(valid, (a - b).reshape(len(a), -1), 0.0) ** 2, axis=-1)
 
 
 def _open_loop(
@@ -181,7 +177,8 @@ def _open_loop(
 
     mean = jnp.mean(jax.vmap(rollout)(jax.random.split(key, samples)), axis=0)
     real = jax.vmap(code.observed)(s.obs[context - 1 : context + horizon])
-    return _squared(mean, real[1:], valid), _squared(jnp.broadcast_to(real[0], mean.shape), real[1:], valid)
+    still = jnp.broadcast_to(real[0], mean.shape)
+    return markov_quality.squared(mean, real[1:], valid), markov_quality.squared(still, real[1:], valid)
 
 
 def measure(

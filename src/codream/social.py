@@ -123,7 +123,8 @@ class Outcomes:
         if self._any_choices:
             made = columns["choices"]
             each = {agent: _ratio(made[:, i]) for i, agent in enumerate(self.agents)}
-            cooperation = {name: x for name, x in {**each, "all": _ratio(made.sum(axis=1))}.items() if x is not None}
+            shares = {**each, "all": _ratio(made.sum(axis=1))}
+            cooperation = {name: x for name, x in shares.items() if x is not None} or None
         return Social(
             efficiency=_mean(columns["return"].sum(axis=1)),
             equality=_mean(equality(columns["return"])),

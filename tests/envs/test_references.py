@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import toys
 
-from codream.envs import TimeStep, is_graph, make_env
+from codream.envs import EnvSpec, TimeStep, is_graph, make_env
 from codream.envs.references import Random, Still, reference, references_for
 
 # Return of one adversary and of the good agent per 25-step episode, over 400 episodes.
@@ -137,6 +137,7 @@ def test_masks_are_respected_and_random_is_uniform() -> None:
     mask = np.asarray([[False, True, True], [True, False, False]])
     ts = timestep(np.zeros((2, 2), np.float32), mask)
     assert Still().act(ts, np.random.default_rng(0)).tolist() == [1, 0]
+    assert Still(2).act(ts, np.random.default_rng(0)).tolist() == [2, 0]
     many = timestep(np.zeros((4000, 2, 2), np.float32), np.broadcast_to(mask, (4000, 2, 3)))
     actions = Random().act(many, np.random.default_rng(0))
     assert (actions[:, 1] == 0).all()
@@ -150,6 +151,24 @@ def test_masks_are_respected_and_random_is_uniform() -> None:
             timestep(np.zeros((1, 4, 16), np.float32), only), np.random.default_rng(0)
         )
         assert forced.tolist() == [[3, 3, 3, 3]]
+
+
+def test_still_does_nothing_where_that_is_not_the_first_action() -> None:
+    """By what the games move: on coin_game's board nobody walks."""
+    for name, action in (
+        ("simple_tag", 0),
+        ("jaxmarl:coin_game", 4),
+        ("jaxmarl:smax_3m", 4),
+        ("butterfly:pistonball", 1),
+    ):
+        spec = EnvSpec(name, ("a_0",), ((3,),), (6,))
+        assert references_for(spec)["a"]["still"] == Still(action)
+    env = make_env("jaxmarl:coin_game")
+    state, here = env.reset(jax.random.key(0))
+    still = references_for(env.spec)["agent"]["still"].act(here, jax.random.key(1))
+    after, _ = env.step(jax.random.key(2), state, still)
+    np.testing.assert_array_equal(after.inner.red_pos, state.inner.red_pos)
+    np.testing.assert_array_equal(after.inner.blue_pos, state.inner.blue_pos)
 
 
 def test_unknown_references_list_those_that_exist() -> None:

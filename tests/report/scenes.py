@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from codream import Config, Run, preset
+from codream import Run, preset
 from codream.envs import EnvSpec
 from codream.report.animation import action_names, scene_of
 from codream.report.dreams import Dreamed, Episode
@@ -51,11 +51,16 @@ def lines(agents: tuple[str, ...], count: int = 60) -> list[dict[str, float]]:
 
 
 def run_folder(
-    folder: Path, *, name: str = "mpe2:simple_tag_v3", seed: int = 0, metrics: list[dict] | None = None
+    folder: Path,
+    *,
+    name: str = "mpe2:simple_tag_v3",
+    seed: int = 0,
+    metrics: list[dict] | None = None,
+    env_kwargs: dict | None = None,
 ) -> Run:
     """A finished run without checkpoints."""
     folder.mkdir(parents=True)
-    config = Config(**{**{f: getattr(preset("small"), f) for f in preset("small").__dataclass_fields__}, "seed": seed})
+    config = dataclasses.replace(preset("small"), seed=seed, env_kwargs=env_kwargs or {})
     (folder / "config.json").write_text(config.to_json())
     about = {
         "versions": {"python": "3.11", "codream": "0.1.0", "jax": "0.6"},

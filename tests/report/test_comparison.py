@@ -14,7 +14,7 @@ from test_report import checked
 import codream
 from codream import Run, RunError, cli, statistics
 from codream.report.comparison import _teams
-from codream.report.entries import entry_of, methods
+from codream.report.entries import entry_of, methods, told_apart
 from codream.statistics import interval, iqm, summarised
 from codream.sweeps.results import games_of, table
 
@@ -74,6 +74,14 @@ def test_different_games_are_told_apart(tmp_path: Path) -> None:
     assert "other: This run has logged no metrics yet (metrics.jsonl is empty)." in text
     assert "one: 1 line(s) of metrics.jsonl could not be read" in text
     assert "Learning curves on jaxmarl:MPE_simple_tag_v3" in text
+
+
+def test_other_keywords_are_another_game_and_equal_names_are_told_apart(tmp_path: Path) -> None:
+    runs = [run_folder(tmp_path / "a" / "tag"), run_folder(tmp_path / "b" / "tag", env_kwargs={"max_cycles": 50})]
+    text = checked(codream.compare(runs, out=tmp_path / "x.html", quick=True))
+    assert "These runs are of 2 different games" in text
+    assert "max_cycles&quot;: 50" in text
+    assert [entry.name for entry in told_apart([entry_of(run) for run in runs])] == ["a/tag", "b/tag"]
 
 
 def test_seeds_of_different_speed_are_one_curve_over_wall_clock(tmp_path: Path) -> None:

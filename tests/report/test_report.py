@@ -14,6 +14,7 @@ import codream
 from codream import CrossPlay, Run, RunError, cli, trainer
 from codream.envs import EnvSpec
 from codream.report.animation import action_names, scene_of
+from codream.report.charts import _numbers, agent_styles, palette
 from codream.report.panels import training_panels
 
 TITLES = (
@@ -140,6 +141,35 @@ def test_only_a_last_line_may_be_cut_off_where_training_goes_on(tmp_path: Path) 
     file.write_text('{"steps": 2' + "\n" + whole)
     with pytest.raises(RunError, match=r"line 1 of .*metrics\.jsonl cannot be read .*remove it to go on"):
         run.metrics()
+
+
+@pytest.mark.parametrize(
+    ("ticks", "wanted"),
+    [
+        ([1e-4, 1.25e-4, 1.5e-4, 2e-4], ["1e-4", "1.25e-4", "1.5e-4", "2e-4"]),
+        ([0.0, 5e-4, 1e-3], ["0", "5e-4", "0.001"]),
+        ([5_000_000, 5_000_002, 5_000_004], ["5M", "5.000002M", "5.000004M"]),
+        ([0, 10_000, 20_000], ["0", "10k", "20k"]),
+        ([1000, 1000.5], ["1,000", "1,000.5"]),
+        ([1e-3, 1.0, 1e3], ["0.001", "1", "1,000"]),
+        ([-2.5, 0, 2.5], ["-2.5", "0", "2.5"]),
+        ([7.0], ["7"]),
+    ],
+)
+def test_ticks_have_the_digits_that_tell_them_apart(ticks: list[float], wanted: list[str]) -> None:
+    assert _numbers(ticks) == wanted
+
+
+def test_many_agents_and_sides_are_drawn_differently() -> None:
+    drawn = {(style[0], style[1]) for style in _drawn({"one": range(16)}).values()}
+    assert len(drawn) == 16
+    assert len(set(_drawn({f"side{k}": [k] for k in range(16)}).values())) == 16
+
+
+def _drawn(sides: dict[str, Any]) -> dict[int, tuple[str, str]]:
+    """Of each agent its colour and its dashes."""
+    colours = dict(rule.split(":") for rule in palette(sides, 0).split(";"))
+    return {i: (colours[colour[4:-1]], dashes) for i, (colour, dashes) in agent_styles(sides).items()}
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["PARTS", "Line", "agent_styles", "chart", "nice", "palette"]
+__all__ = ["PARTS", "Line", "agent_styles", "chart", "colours", "nice", "palette"]
 
 WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 12, 42
@@ -58,18 +59,33 @@ class Line:
 
 
 def agent_styles(sides: Mapping[str, Sequence[int]]) -> dict[int, tuple[str, str]]:
-    """Colour (a CSS variable) and dashes of every agent, by its number."""
-    return {i: (f"var(--a{i})", DASHES[k % len(DASHES)]) for members in sides.values() for k, i in enumerate(members)}
+    """Colour (a CSS variable) and dashes of every agent, by its number. Where colours begin again, of a side or of
+    sides, the dashes are others."""
+    shift = 0 if _alone(sides) else 1  # seven hues and four dashes come together again after 28 by themselves
+    return {
+        i: (f"var(--a{i})", DASHES[(k + shift * (k // len(FAMILIES[0])) + family // len(FAMILIES)) % len(DASHES)])
+        for family, members in enumerate(sides.values())
+        for k, i in enumerate(members)
+    }
+
+
+def colours(sides: Mapping[str, Sequence[int]]) -> dict[int, tuple[str, str]]:
+    """Of every agent, by its number: its colour on light and on dark."""
+    found = {}
+    for family, members in enumerate(sides.values()):
+        shades = PARTS if _alone(sides) else FAMILIES[family % len(FAMILIES)]
+        found |= {i: shades[k % len(shades)] for k, i in enumerate(members)}
+    return found
+
+
+def _alone(sides: Mapping[str, Sequence[int]]) -> bool:
+    """One side of several agents, which may use every hue."""
+    return len(sides) == 1 and all(len(members) > 1 for members in sides.values())
 
 
 def palette(sides: Mapping[str, Sequence[int]], which: int) -> str:
     """CSS variables: `--a0` … of the agents, `--p0` … of anything else. `which`: 0 on light, 1 on dark."""
-    rules = []
-    for family, members in enumerate(sides.values()):
-        shades = FAMILIES[family % len(FAMILIES)]
-        if len(sides) == 1 and len(members) > 1:  # one side alone may use every hue
-            shades = PARTS
-        rules += [f"--a{i}:{shades[k % len(shades)][which]}" for k, i in enumerate(members)]
+    rules = [f"--a{i}:{pair[which]}" for i, pair in colours(sides).items()]
     rules += [f"--p{k}:{pair[which]}" for k, pair in enumerate(PARTS)]
     return ";".join(rules)
 
@@ -170,14 +186,14 @@ def _drawn(line: Line, to_x, to_y) -> str:  # type: ignore[no-untyped-def]
 
 def _frame(y_ticks, x_ticks, to_x, to_y, x_label: str, y_label: str) -> str:  # type: ignore[no-untyped-def]
     parts = []
-    for y in y_ticks:
+    for y, shown in zip(y_ticks, _numbers(y_ticks), strict=True):
         parts.append(
             f'<path class="grid" d="M{LEFT} {to_y(y):.1f}H{WIDTH - RIGHT}"/>'
-            f'<text x="{LEFT - 6}" y="{to_y(y) + 4:.1f}" text-anchor="end">{_number(y)}</text>'
+            f'<text x="{LEFT - 6}" y="{to_y(y) + 4:.1f}" text-anchor="end">{shown}</text>'
         )
-    for x in x_ticks:
+    for x, shown in zip(x_ticks, _numbers(x_ticks), strict=True):
         anchor = "end" if to_x(x) > WIDTH - RIGHT - 12 else "middle"
-        parts.append(f'<text x="{to_x(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">{_number(x)}</text>')
+        parts.append(f'<text x="{to_x(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">{shown}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(
         f'<path class="axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>'
@@ -249,16 +265,24 @@ def nice(low: float, high: float, count: int, *, whole: bool = False) -> list[fl
     return found
 
 
-def _number(value: float) -> str:
-    """Short: 12,000 as 12k, 0.0001 as 1e-4."""
-    size = abs(value)
+def _numbers(ticks: Sequence[float]) -> list[str]:
+    """Short, with as many digits as tell one tick from the next: 12,000 as 12k, 0.0001 as 1e-4."""
+    step = min((b - a for a, b in itertools.pairwise(sorted(ticks))), default=0) or 1.0
+    for digits in range(1, 15):
+        if all(abs(float(f"{tick:.{digits}g}") - tick) <= 0.01 * step for tick in ticks):
+            break
+    return [_number(tick, digits) for tick in ticks]
+
+
+def _number(value: float, digits: int) -> str:
+    size, digits = abs(value), max(digits, 1)
     if size and size < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
-    if size >= 1e6:
-        return f"{value / 1e6:g}M"
-    if size >= 1e4:
-        return f"{value / 1e3:g}k"
-    return f"{value:g}" if size < 1000 else f"{value:,.0f}"
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    for least, unit, letter in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if size >= least:
+            return f"{value / unit:.{max(digits, 6)}g}{letter}"
+    return f"{value:,.{max(digits, 6)}g}"
 
 
 def _short(value: float) -> float:

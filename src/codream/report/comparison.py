@@ -16,7 +16,7 @@ from codream.envs import TimeStep
 from codream.evaluation import as_host, play
 from codream.progress import Bar
 from codream.report.charts import DASHES, Line, chart
-from codream.report.entries import SHARES, Entry, entry_of, measured, methods, runs_in
+from codream.report.entries import SHARES, Entry, entry_of, measured, methods, runs_in, told_apart
 from codream.report.html import page
 from codream.report.lines import sides_of
 from codream.report.panels import moving_average
@@ -53,7 +53,7 @@ def compare(
 
     Raises RunError for fewer than two runs, or a folder that is neither a run nor holds any.
     """
-    entries = [entry_of(run) for given in runs for run in runs_in(given, root)]
+    entries = told_apart([entry_of(run) for given in runs for run in runs_in(given, root)])
     if len({entry.run.path.resolve() for entry in entries}) < 2:
         raise RunError(f"compare needs at least two different runs, got {', '.join(map(str, runs)) or 'none'}")
     told = [f"{entry.name}: {line}" for entry in entries for line in entry.warnings]

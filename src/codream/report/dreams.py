@@ -24,7 +24,7 @@ from codream.config import ConfigError
 from codream.envs import EnvSpec
 from codream.evaluation import as_host
 from codream.linear import dense
-from codream.markov_quality import imagine_along
+from codream.markov_quality import imagine_along, squared, was_there
 from codream.model_quality import Recording, opening, record, sequences_of
 from codream.runs import Run
 from codream.world_model import Sequence, WorldModel
@@ -230,31 +230,36 @@ def _all_agents(
 def _imagine_along(
     model: WorldModel, actor: Actor, critic: Critic, s: Sequence, start: Int[Array, ""] | int, key: PRNGKeyArray
 ) -> dict[str, Array]:
-    """Step through an episode; up to `start` every latent is that of the real observation, then the imagined one."""
+    """Step through an episode; up to `start` every latent is that of the real observation, then the imagined one. Where
+    the agent is not there, it remembers nothing, as in play, and nothing is compared."""
     code, focal, valid = model.representation, s.focal, model.obs_valid(s.focal)
-    exists = jnp.asarray(model.spec.action_valid)[focal]
+    exists, acts = jnp.asarray(model.spec.action_valid)[focal], s.acting[:, focal]
     keys = jax.random.split(key, (len(s.obs), 2))
     real, _ = jax.vmap(code.posterior)(s.obs, keys[:, 0])
 
     def step(carry: tuple, inputs: tuple) -> tuple[tuple, dict[str, Array]]:
         imagined, hidden = carry
-        t, seen, action, key = inputs
+        t, seen, action, allowed, here, key = inputs
         z = jnp.where(t <= start, seen, imagined)
         features, hidden = model.features(z, focal, hidden)
-        out = {"z": z, "policy": jnp.exp(actor(features, exists)), "value": critic.value(features)}
+        imagined_mask = exists if model.mask is None else model.mask(z) > 0
+        may = jnp.where(t <= start, allowed, imagined_mask) & exists
+        may = jnp.where(jnp.any(may), may, exists)
+        out = {"z": z, "policy": jnp.exp(actor(features, may)), "value": critic.value(features)}
         if model.team is not None:
             out["others"] = dense(features)[-model.team.size :].reshape(-1, model.team.actions)
         z_next, out["reward"], _, hidden = model.imagine(z, action, focal, hidden, key)
-        return (z_next, hidden), out
+        return (z_next, hidden.cleared(~here)), out
 
     time = jnp.arange(len(s.obs))
     begin = (real[0], model.empty(len(s.obs)))
-    _, out = jax.lax.scan(step, begin, (time, real, s.action[:, focal], keys[:, 1]))
+    _, out = jax.lax.scan(step, begin, (time, real, s.action[:, focal], s.mask, acts, keys[:, 1]))
     out["obs"] = jax.vmap(code.decode)(out.pop("z"))
     target = jax.vmap(code.observed)(s.obs)
-    error = lambda x: jnp.sum(jnp.where(valid, (x - target).reshape(len(x), -1), 0.0) ** 2, axis=-1)  # noqa: E731
-    out["gap"] = jnp.where(time > start, error(jax.vmap(code.observed)(out["obs"])), 0.0)
-    out["still"] = jnp.where(time > start, error(jnp.broadcast_to(target[start], target.shape)), 0.0)
+    error = lambda x: squared(x, target, valid)  # noqa: E731
+    compared = (time > start) & was_there(acts)
+    out["gap"] = jnp.where(compared, error(jax.vmap(code.observed)(out["obs"])), 0.0)
+    out["still"] = jnp.where(compared, error(jnp.broadcast_to(target[start], target.shape)), 0.0)
     return out
 
 

@@ -16,7 +16,7 @@ from codream.report.lines import metrics_of
 from codream.report.measures import saved_measures
 from codream.runs import Run
 
-__all__ = ["FREE", "SHARES", "Entry", "Scores", "entry_of", "measured", "methods", "runs_in"]
+__all__ = ["FREE", "SHARES", "Entry", "Scores", "entry_of", "measured", "methods", "runs_in", "told_apart"]
 
 SHARES = ("equality",)  # between 0 and 1
 Scores = dict[str, dict[str, list[float]]]  # by measure and group, one number a run
@@ -29,6 +29,7 @@ class Entry:
     run: Run
     name: str
     environment: str
+    """Its name, with its keywords: with others it is another game."""
     agents: tuple[str, ...]
     metrics: list[dict[str, float]]
     warnings: list[str]
@@ -49,10 +50,23 @@ def entry_of(run: Run) -> Entry:
     """Raises RunError where the folder's own files cannot be read."""
     about = run.about
     metrics, warnings = metrics_of(run)
-    environment = about["environment"]
-    return Entry(
-        run, run.path.name, environment["name"], tuple(environment["agents"]), metrics, warnings, about["device"]
-    )
+    environment, keywords = about["environment"], run.config.env_kwargs
+    game = environment["name"] + (f" {json.dumps(keywords, sort_keys=True, default=str)}" if keywords else "")
+    return Entry(run, run.path.name, game, tuple(environment["agents"]), metrics, warnings, about["device"])
+
+
+def told_apart(entries: Sequence[Entry]) -> list[Entry]:
+    """The same, with the folder's own folder in the names of those that have a name in common."""
+    for name in (lambda path: path.name, lambda path: f"{path.parent.name}/{path.name}", str):
+        names = [name(entry.run.path) for entry in entries]
+        common = collections.Counter(names)
+        if len(common) == len(names):
+            break
+    shared = collections.Counter(entry.name for entry in entries)
+    return [
+        dataclasses.replace(entry, name=named) if shared[entry.name] > 1 else entry
+        for entry, named in zip(entries, names, strict=True)
+    ]
 
 
 FREE = ("seed", "total_steps", *KEEPING)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from codream.report.charts import FAMILIES, PARTS
+from codream.report.charts import colours
 from codream.report.curves import point
 from codream.report.storyboard import extent
 
@@ -117,10 +117,8 @@ def framed(
 
 
 def _colours(sides: Mapping[str, Sequence[int]]) -> dict[int, str]:
-    """As in the report."""
-    if len(sides) == 1:
-        return {i: PARTS[k % len(PARTS)][0] for ms in sides.values() for k, i in enumerate(ms)}
-    return {i: FAMILIES[f % 4][k % 4][0] for f, ms in enumerate(sides.values()) for k, i in enumerate(ms)}
+    """As in the report, on light."""
+    return {i: light for i, (light, _) in colours(sides).items()}
 
 
 def _font(size: int) -> Any:

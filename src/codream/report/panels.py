@@ -288,7 +288,7 @@ def _lines(metrics: Sequence[Mapping[str, float]], wanted: Sequence[tuple[str, s
     found = []
     for k, (name, label) in enumerate(wanted):
         x, y = _column(metrics, name)
-        if any(y):
+        if any(y) or (y and len(wanted) == 1):
             found.append(Line(label, x, y, f"var(--p{k % 7})", "7 3" if k >= 4 else ""))
     return found
 

@@ -25,12 +25,13 @@ def cross_play(measured: Mapping[str, Any]) -> str:
     note = (
         "Fixed opponents never change, so these numbers can be compared between runs; a game between the two trained "
         "sides (<em>self</em> against <em>self</em>) cannot. <code>random</code> acts uniformly at random, "
-        "<code>still</code> does nothing"
+        "<code>still</code> does nothing (where no action is known for that, it takes the first)"
         + (f", {' and '.join(scripts)} {'are' if len(scripts) > 1 else 'is'} scripted" if scripts else "")
         + ". Grey cells are references among themselves, for comparison."
         if len(sides) > 1
         else "All agents are of one side and play together, so there is no opponent: <em>trained</em> is how they "
-        "play, the grey rows are all of them acting uniformly at random or doing nothing, for comparison."
+        "play, the grey rows are all of them acting uniformly at random, or doing nothing (where no action is known "
+        "for that: taking the first), for comparison."
     )
     return (
         f'{table}<ul class="said">{said}</ul><p class="note-text">{note}</p>'
@@ -183,7 +184,7 @@ _OUTCOMES = {
 
 def social(result: Mapping[str, Any]) -> str:
     """Social outcomes of self-play, where the evaluation has them, with what each means."""
-    outcomes = {name: value for name, value in (result.get("social") or {}).items() if value is not None}
+    outcomes = {name: value for name, value in (result.get("social") or {}).items() if value}
     if not outcomes:
         return ""
     body = ""
