@@ -43,6 +43,7 @@ __all__ = [
     "find",
     "latest_good",
     "prune",
+    "reached",
     "restore",
     "save",
     "saved",
@@ -222,6 +223,11 @@ def saved(folder: Path) -> dict[int, Path]:
     """The checkpoints of a folder by steps, oldest first. None of them is looked into."""
     found = {int(path.name): path for path in folder.glob("*") if path.name.isdecimal() and path.name.isascii()}
     return dict(sorted(found.items()))
+
+
+def reached(folder: Path, steps: int) -> bool:
+    """Whether the latest checkpoint is of this step or a later one."""
+    return max(saved(folder), default=-1) >= steps
 
 
 def best(folder: Path, score: str | None = None) -> int | None:

@@ -85,7 +85,12 @@ def dream(
         log_probs = policy(split(s), split(mask))
         action = jax.vmap(sample_index)(act_keys, merge(log_probs))
         z_next, reward, cont, hidden = imagine(z, action, focal, hidden, model_keys)
-        return (z_next, predicted_mask(z_next, mask_keys), hidden), (s, z, mask, action, reward, cont)
+        return (z_next, predicted_mask(z_next, mask_keys), hidden), (kept(s), z, mask, action, reward, cont)
+
+    def kept(s: Input) -> Input:
+        """s as those read it who learn from it: the first thing that they do is to round it to their weights."""
+        exact = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+        return jax.tree.map(lambda x: x.astype(model.mixer.weight.dtype) if exact(x) else x, s)
 
     def noise(key: PRNGKeyArray, time: Int[Array, ""]) -> Key[Array, " three"]:
         return jax.random.split(jax.random.fold_in(key, time), 3)
@@ -99,7 +104,7 @@ def dream(
 
     mask = exists if model.mask is None else context.mask[:, -1]
     (z, _, hidden), steps = jax.lax.scan(step, (z, mask, hidden), jnp.arange(horizon))
-    s_last, _ = features(z, focal, hidden)
+    s_last = kept(features(z, focal, hidden)[0])
     s, latent, masks, action, reward, cont = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), steps)
     ended = lambda x, last: jnp.concatenate([x, last[:, None]], axis=1)  # noqa: E731
     return Dream(

@@ -7,9 +7,10 @@ import difflib
 import functools
 import types
 import typing
+from collections.abc import Collection
 from typing import Any, Literal, TypeVar
 
-__all__ = ["build", "check", "flat"]
+__all__ = ["build", "changes", "check", "flat"]
 
 T = TypeVar("T")
 
@@ -48,6 +49,12 @@ def check(instance: Any, path: str = "") -> None:
 
 
 _hints = functools.cache(typing.get_type_hints)
+
+
+def changes(before: Any, after: Any, free: Collection[str]) -> dict[str, tuple[Any, Any]]:
+    """The fields, as `flat` names them, in which two of one dataclass differ, but for those that are free to."""
+    old, new = flat(before), flat(after)
+    return {name: (old[name], new[name]) for name in old if old[name] != new[name] and name not in free}
 
 
 def flat(config: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from codream.live import Live, WandbMode
 from codream.loop import Loop
 from codream.presets import preset, refuse_unread
 from codream.progress import Bar, to_stderr
-from codream.reading import flat
+from codream.reading import changes
 from codream.recording import Record, Tally
 from codream.report import report
 from codream.report.peek import Peek
@@ -128,7 +128,8 @@ def train_seeds(
         own = None if name is None else f"{name}-seed{seed}"
         resumed = None if first is None else _sibling(first, config.seed, seed)
         requests.append(_Request(dataclasses.replace(config, seed=seed), own, resumed, None))
-    done = [r.resumed for r in requests if r.resumed is not None and _complete(r.resumed, config)]
+    resumed = [r.resumed for r in requests if r.resumed is not None]
+    done = [run for run in resumed if checkpoints.reached(run.checkpoints, config.total_steps)]
     requests = [r for r in requests if r.resumed not in done]
     if first is not None and not requests:
         raise RunError(
@@ -152,10 +153,6 @@ def _sibling(first: Run, first_seed: int, seed: int) -> Run:
             f"runs of several seeds have names that end in their seed; {first.path} does not end in {ending}"
         )
     return Run.open(first.path.with_name(f"{first.path.name.removesuffix(ending)}-seed{seed}"))
-
-
-def _complete(run: Run, config: Config) -> bool:
-    return max(checkpoints.saved(run.checkpoints), default=0) >= config.total_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,11 +355,10 @@ def _found(run: Run, spec: EnvSpec, request: _Request) -> Checkpoint | None:
 
 
 def _refuse_changes(run: Run, saved: Config, given: Config) -> None:
-    before, after = flat(saved), flat(given)
-    changed = [name for name in before if before[name] != after[name] and name not in CHANGEABLE]
+    changed = changes(saved, given, CHANGEABLE)
     if changed:
         raise RunError(
             f"{run.path} cannot go on with other options: "
-            + "; ".join(f"{name} was {before[name]!r}, given is {after[name]!r}" for name in changed)
+            + "; ".join(f"{name} was {old!r}, given is {new!r}" for name, (old, new) in changed.items())
             + f". When resuming, only these may change: {', '.join(CHANGEABLE)}"
         )

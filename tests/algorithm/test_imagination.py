@@ -10,7 +10,7 @@ from recorded import Game
 from tiny import SPEC, batch_of, tiny
 
 from codream import matwm
-from codream.actor_critic import masked_log_probs
+from codream.actor_critic import improve, masked_log_probs
 from codream.imagination import dream, from_context
 from codream.replay import sequences
 from codream.world_model import Hidden, WorldModel
@@ -255,3 +255,15 @@ def test_a_world_model_update_changes_what_every_agent_imagines(game, contexts):
     weights = jax.tree.leaves(eqx.filter(after.world_model, eqx.is_array))
     assert sorted(x.shape for x in moments) == sorted(2 * [w.shape for w in weights])  # Adam's two, of one model
     assert int(after.world_model_updates) == int(game.state.world_model_updates) + 1
+
+
+def test_what_is_kept_in_bfloat16_is_what_learning_reads(game):
+    """Kept in the precision of the products, features are half as large, and what is learned is the same to the bit."""
+    config = dataclasses.replace(game.config, precision="bfloat16")
+    imagined = eqx.filter_jit(matwm.imagine_for_agents)(game.state, KEY, config)
+    floats = [x for x in jax.tree.leaves(imagined.features) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert {x.dtype for x in floats} == {jnp.dtype("bfloat16")}
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, imagined)
+    learn = eqx.filter_jit(lambda d: improve(game.state.agents, d, jnp.asarray(1), config.agents, config.precision))
+    for one, other in zip(jax.tree.leaves(learn(imagined)), jax.tree.leaves(learn(wide)), strict=True):
+        np.testing.assert_array_equal(one, other)

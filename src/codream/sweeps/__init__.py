@@ -15,7 +15,7 @@ from rich.table import Table
 from codream.config import Config, ConfigError
 from codream.envs import GraphEnv, HostEnv
 from codream.presets import preset, refuse_unread
-from codream.reading import flat
+from codream.reading import changes
 from codream.report import compare
 from codream.report.entries import FREE
 from codream.runs import Run, RunError, default_name
@@ -164,12 +164,11 @@ def _refuse_changes(run: Run, wanted: Config) -> None:
     """What was trained under this name before must be what is wanted now."""
     if not (run.path / "config.json").is_file():
         return
-    before, after = flat(run.config), flat(wanted)
-    changed = [name for name in before if before[name] != after[name] and name not in FREE]
+    changed = changes(run.config, wanted, FREE)
     if changed:
         raise RunError(
             f"{run.path} was trained with other options ("
-            + "; ".join(f"{name} was {before[name]!r}, wanted is {after[name]!r}" for name in changed)
+            + "; ".join(f"{name} was {old!r}, wanted is {new!r}" for name, (old, new) in changed.items())
             + "); choose another --name for this sweep"
         )
 

@@ -21,7 +21,7 @@ from codream.report.measures import saved_measures
 from codream.runs import Run, RunError
 from codream.trainer import train
 
-__all__ = ["Outcome", "Task", "carry_out", "finished", "steps_done"]
+__all__ = ["Outcome", "Task", "carry_out", "steps_done"]
 
 TAIL = 1 << 16  # bytes of metrics.jsonl that hold its last line
 
@@ -60,10 +60,14 @@ class Task:
         return (self.path / "config.json").is_file()
 
     @property
+    def trained(self) -> bool:
+        """Whether its last checkpoint is the last that it is to have."""
+        return self.begun and checkpoints.reached(self.run.checkpoints, self.config.total_steps)
+
+    @property
     def done(self) -> bool:
         """Trained to its end, and measured if that is wanted."""
-        trained = self.begun and finished(self.run, self.config)
-        return trained and (not self.episodes or _measured(self.run, self.episodes))
+        return self.trained and (not self.episodes or _measured(self.run, self.episodes))
 
 
 def carry_out(task: Task, cpus: float, gpus: float | None) -> str | None:
@@ -84,7 +88,7 @@ def carry_out(task: Task, cpus: float, gpus: float | None) -> str | None:
         )
     if not task.begun:
         train(task.config, env=task.env, name=task.path.name, root=folder, progress=False)
-    elif not finished(task.run, task.config):
+    elif not task.trained:
         train(task.config, env=task.env, resume=task.run, progress=False)
     if task.episodes and not _measured(task.run, task.episodes):
         try:
@@ -93,11 +97,6 @@ def carry_out(task: Task, cpus: float, gpus: float | None) -> str | None:
         except Exception as err:  # everything that was trained is saved by now
             return f"not measured: {type(err).__name__}: {err}"
     return None
-
-
-def finished(run: Run, config: Config) -> bool:
-    """Whether its last checkpoint is the last that it is to have."""
-    return max(checkpoints.saved(run.checkpoints), default=-1) >= config.total_steps
 
 
 def steps_done(run: Run) -> int:
