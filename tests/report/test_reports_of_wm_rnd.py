@@ -136,6 +136,8 @@ def test_a_board_is_what_the_agent_sees() -> None:
     assert (found[1].things[3].kind, found[1].things[3].agent) == ("coin", 0)
     assert grids(dataclasses.replace(COINS, name="jaxmarl:other")) is None
     assert action_names(COINS)[0] == "right"
+    words = EnvSpec("mpe2:simple_speaker_listener_v4", ("speaker_0", "listener_0"), ((3,), (11,)), (3, 5))
+    assert action_names(words) == ["0", "1", "2", "3", "4"]  # the speaker's are no moves
 
 
 @pytest.mark.parametrize("spec", [COINS, EnvSpec("own", ("a_0", "b_0"), ((3,), (60,)), (2, 3))], ids=lambda s: s.name)

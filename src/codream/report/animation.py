@@ -27,15 +27,24 @@ _RADII: dict[str, tuple[dict[str, float], float]] = {
 }
 
 
+# By how an environment's name begins. Where an agent has other actions than these, they are not meant.
+_ACTIONS = {
+    "butterfly:cooperative_pong": ("stay", "up", "down"),
+    "butterfly:pistonball": ("down", "stay", "up"),
+    "jaxmarl:MPE_": ("stay", "left", "right", "down", "up"),
+    "jaxmarl:coin_game": ("right", "left", "down", "up", "stay"),
+    "jaxmarl:overcooked_v2": ("right", "down", "left", "up", "stay", "interact"),
+    "jaxmarl:overcooked": ("up", "down", "right", "left", "stay", "interact"),
+    "jaxmarl:storm": ("turn left", "turn right", "forward", "interact", "stay"),
+    "mpe2:": ("stay", "left", "right", "down", "up"),
+}
+
+
 def action_names(spec: EnvSpec) -> list[str]:
-    """What the actions are called: the moves of MPE, elsewhere numbers."""
-    mpe = spec.name.startswith("mpe2:") or spec.name.startswith("jaxmarl:MPE_")
-    if mpe and spec.max_actions == 5:
-        return ["stay", "left", "right", "down", "up"]
-    if spec.name == "jaxmarl:coin_game":
-        return ["right", "left", "down", "up", "stay"]
-    if spec.name.startswith("butterfly:cooperative_pong"):
-        return ["stay", "up", "down"]
+    """What the actions are called, where that is known; elsewhere numbers."""
+    for game, names in _ACTIONS.items():
+        if spec.name.startswith(game) and set(spec.num_actions) == {len(names)}:
+            return list(names)
     return [str(a) for a in range(spec.max_actions)]
 
 

@@ -69,7 +69,7 @@ def run_page(
     subtitle = (
         f"{len(agents)} agents in <b>{html.escape(environment['name'])}</b>, preset "
         f"<b>{html.escape(config.preset)}</b>, "
-        f"seed {config.seed}.{_roles(environment['name'], agents)}"
+        f"seed {config.seed}.{_roles(environment['name'], agents, config)}"
     )
     told = "".join(f'<p class="warn">{html.escape(line)}</p>' for line in warnings)
     sections = [
@@ -88,10 +88,10 @@ def run_page(
     return page(name, subtitle, sections, sides)
 
 
-def _roles(game: str, agents: Sequence[str]) -> str:
+def _roles(game: str, agents: Sequence[str], config: Config) -> str:
     """The agents in their colours, and what they are about where their names do not say."""
     told = ""
-    if "coin_game" in game:
+    if game == "jaxmarl:coin_game" and not {"payoff_matrix", "shared_rewards"} & config.env_kwargs.keys():
         told = (
             " On a small board whose edges join, each agent has coins of its own colour. Any coin pays its taker 1, "
             "but a coin of the other's colour costs the other 2."
