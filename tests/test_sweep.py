@@ -16,6 +16,7 @@ import codream
 from codream import Config, Run, RunError, cli, preset
 from codream.sweeps.command import SweepCommand
 from codream.sweeps.design import assignments, listed, trials_of
+from codream.sweeps.work import _measured
 
 pytest.importorskip("ray", reason="needs codream[sweep]")
 
@@ -216,6 +217,7 @@ def test_results_go_into_the_comparison(swept: tuple[codream.Sweep, dict[str, An
     (scores,) = [game["scores"] for game in json.loads((result.path / "sweep.json").read_text())["games"]]
     assert len(scores["cat against random"]["ppo.lr=0.001-seed0"]["runs"]) == 1
     assert result.tables[0].row_count == 2
+    assert [_measured(result.runs[0], episodes) for episodes in (2, 3)] == [True, False]
     again = codream.compare([result.path], out=result.path / "again.html", quick=True)  # a folder of runs
     assert again.read_text(encoding="utf-8") == text
 

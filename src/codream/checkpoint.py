@@ -190,12 +190,12 @@ def _for_good(every: dict[int, Path], config: Config) -> set[int]:
     after each multiple of the interval, as a checkpoint waits for running episodes to end."""
     kept = {steps for steps, path in every.items() if (path / FOR_GOOD).exists()}
     apart = config.checkpoint_every * config.checkpoints_nth
-    before = 0
+    before = max(0, min(every, default=0) - config.checkpoint_every)  # where one was that is gone
     for steps, path in every.items() if apart else ():
-        if steps in kept or steps // apart > before // apart:
+        if steps not in kept and steps // apart > before // apart:
             (path / FOR_GOOD).touch()
             kept.add(steps)
-            before = steps
+        before = steps if steps in kept else before
     return kept
 
 
@@ -268,7 +268,8 @@ def find(run: Path, steps: int | str | None = None) -> Checkpoint:
     if not every:
         raise CheckpointError(f"{run} has no checkpoint yet")
     if steps == "best":
-        steps = best(run / "checkpoints", Run(run).config.checkpoints_best)
+        folder, score = run / "checkpoints", Run(run).config.checkpoints_best
+        steps = best(folder, score) or best(folder)  # none has that score yet where it was changed meanwhile
         if steps is None:
             raise CheckpointError(f"no checkpoint of {run} has a score; train with --checkpoints-best SIDE:OPPONENT")
     if steps is None:

@@ -72,7 +72,7 @@ class Evaluate:
     greedy: bool = False
     """Take the most probable action instead of a sampled one."""
     against: tuple[str, ...] | None = None
-    """Opponents: names of references (random, still, chase, flee), and run folders. Unset: all references."""
+    """Opponents: names of references (random, still, chase, flee), and runs. Unset: all references."""
     checkpoint: int | Literal["best"] | None = None
     """Evaluate the checkpoint at this step, or the best one (see --checkpoints-best), instead of the latest."""
     env_from: EnvFrom = None

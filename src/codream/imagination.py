@@ -89,8 +89,8 @@ def dream(
 
     def kept(s: Input) -> Input:
         """s as those read it who learn from it: the first thing that they do is to round it to their weights."""
-        exact = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
-        return jax.tree.map(lambda x: x.astype(model.mixer.weight.dtype) if exact(x) else x, s)
+        floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+        return jax.tree.map(lambda x: x.astype(model.mixer.weight.dtype) if floating(x) else x, s)
 
     def noise(key: PRNGKeyArray, time: Int[Array, ""]) -> Key[Array, " three"]:
         return jax.random.split(jax.random.fold_in(key, time), 3)

@@ -90,8 +90,8 @@ class Loop:
     @property
     def _done(self) -> int:
         """Steps of the run that has the furthest to go, of those that go on."""
-        going = [record for record in self.records if record.open] or self.records
-        return min(record.steps for record in going)
+        sound = [record for record in self.records if record.failed is None] or self.records
+        return min(record.steps for record in [r for r in sound if r.open] or sound)
 
     def _how_to_go_on(self) -> str:
         return "\n".join(record.how_to_go_on() for record in self.records if record.open)

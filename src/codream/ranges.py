@@ -67,7 +67,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "agents.entropy": (0, None),
     "agents.critic_ema": (0, 1),
     "agents.critic_ema_weight": (0, None),
-    "agents.return_ema": (0, 0.9999),
+    "agents.return_ema": (0, 0.999999),
     "agents.value_bins": (3, 1025),
     "replay.capacity": (2, None),
     "replay.decay": (0.9, 1),

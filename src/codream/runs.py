@@ -293,7 +293,7 @@ def replace_text(file: Path, text: str) -> None:
     os.replace(writing, file)
 
 
-_GRAPHS: dict[str | None, Any] = {}
+_GRAPHS: dict[str, Any] = {}
 """Environments inside JAX that were made by name, by it and its keywords."""
 
 
@@ -313,7 +313,7 @@ def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEn
     cannot be built or represented.
     """
     named = _as_named(config) if env is None else None
-    if named in _GRAPHS:
+    if named is not None and named in _GRAPHS:
         return _GRAPHS[named]
     workers = config.env_workers or (1 if env is not None else workers_for(copies))
     try:

@@ -172,11 +172,9 @@ def _trained(
     if requests[0].resumed is None:
         refuse_unread(requests[0].config)
     made, config = environment_of(requests[0].config, env)
-    if config.checkpoints_best is not None and made is env and isinstance(env, HostEnv):
-        raise ConfigError(
-            f"checkpoints_best plays on copies of its own, and {made.spec.name} is already made, so that there is no "
-            "other; pass a class or function that makes it"
-        )
+    only = made is env and isinstance(env, HostEnv)  # there are no other copies to play on
+    if config.checkpoints_best is not None:
+        _refuse_one_of_its_kind(env, only)
     if number() > 1:
         made = _shared(made, config)
     requests = [dataclasses.replace(r, config=dataclasses.replace(config, seed=r.config.seed)) for r in requests]
@@ -206,7 +204,7 @@ def _trained(
                     continue
                 live = Live(run.path, request.config, begun=begun[k], wandb=wandb, tell=bar.warn)
                 stack.callback(live.close)
-                looks = Peek(str(run.path), request.config, live, copies) if peek and k == 0 else None
+                looks = Peek(str(run.path), request.config, live, copies) if peek and k == 0 and not only else None
                 kept = {"peek": looks, "score": scores[k], "rollbacks": resumed[k][1], "shown": k == 0}
                 records.append(Record(run, made.spec, request.config, bar, live, **kept))
             Loop(together, records, bar, leave).go([runner for runner, _ in resumed])
@@ -217,6 +215,17 @@ def _trained(
         for run in runs:
             _draw(run)
     return runs
+
+
+def _refuse_one_of_its_kind(env: Any, only: bool) -> None:
+    """Raise ConfigError where nothing else can be played on this environment."""
+    what = "it is already made, so that there is no other; pass a class or function that makes it" if only else ""
+    try:
+        apart(env)
+    except TypeError as err:
+        what = str(err)
+    if what:
+        raise ConfigError(f"checkpoints_best plays on copies of the environment: {what}")
 
 
 def _shared(env: HostEnv | GraphEnv, config: Config) -> HostEnv | GraphEnv:

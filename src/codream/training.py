@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import equinox as eqx
@@ -277,7 +277,7 @@ class GraphDriver:
     def __init__(self, env: GraphEnv, config: Config, chunk: int = 16):
         self.env, self.config, self.spec, self.chunk = env, config, env.spec, chunk
 
-    @property
+    @cached_property
     def _programs(self) -> tuple[Callable[[PRNGKeyArray], Runner], Compiled]:
         return _graph_programs(_Itself(self.env), self.config.for_programs(), self.chunk, jax.default_backend())
 

@@ -1,5 +1,6 @@
 """The host loop and the in-graph scan share every line of the algorithm: same transitions, same run."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,7 +10,9 @@ import pytest
 from probe_envs import Mixed
 from tiny import tiny
 
+from codream import preset
 from codream.envs import GraphEnv, HostEnv, is_graph
+from codream.runs import build_env
 from codream.training import GraphDriver, HostDriver, driver_for
 
 COPIES, STEPS = 3, 32
@@ -129,3 +132,17 @@ def test_an_episodes_return_is_the_sum_of_its_rewards(both):
         done = np.flatnonzero(last[:, copy])
         total += reward[(done[-1] if len(done) else 0) :, copy, 0].sum()
     np.testing.assert_allclose(metrics["episode/return/hunter_0"][0], total, rtol=1e-5)
+
+
+def test_programs_in_the_graph_serve_another_run_of_the_same_game() -> None:
+    """By name there is one environment; what differs is what no program reads."""
+    config = dataclasses.replace(preset("small"), env="jaxmarl:simple_tag")
+    env = build_env(config, 4)
+    assert build_env(config, 4) is env
+    assert build_env(dataclasses.replace(config, env_kwargs={"max_steps": 9}), 4) is not env
+    one, other = (driver_for(env, dataclasses.replace(config, seed=seed).resolve(env.spec)) for seed in (0, 1))
+    assert isinstance(one, GraphDriver)
+    assert isinstance(other, GraphDriver)
+    assert one._programs[1] is other._programs[1]
+    narrow = GraphDriver(env, dataclasses.replace(config, num_envs=2).resolve(env.spec))
+    assert narrow._programs[1] is not one._programs[1]

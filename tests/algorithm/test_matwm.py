@@ -166,6 +166,9 @@ def test_snapshots_take_turns(config, state):
     assert int(taken(late, config).count) == 3
     after = eqx.tree_at(lambda s: (s.due_from, s.steps), trained, (jnp.asarray(1010), jnp.asarray(1020)))
     assert int(taken(after, config).count) == 2
+    updated, _ = matwm.update(late, jax.random.key(0), config, (0, 0))
+    assert int(updated.past.count) == 3
+    assert int(updated.due_from) == 1010
 
 
 # ------------------------------------------------------------------------------------------ updates due

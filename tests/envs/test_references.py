@@ -155,14 +155,17 @@ def test_masks_are_respected_and_random_is_uniform() -> None:
 
 def test_still_does_nothing_where_that_is_not_the_first_action() -> None:
     """By what the games move: on coin_game's board nobody walks."""
-    for name, action in (
-        ("simple_tag", 0),
-        ("jaxmarl:coin_game", 4),
-        ("jaxmarl:smax_3m", 4),
-        ("butterfly:pistonball", 1),
+    for name, actions, idle in (
+        ("own", 5, 0),
+        ("mpe2:simple_tag_v3", 5, 0),
+        ("jaxmarl:coin_game", 5, 4),
+        ("jaxmarl:smax_3m", 8, 4),
+        ("jaxmarl:storm_2p", 5, 4),
+        ("jaxmarl:storm_np", 8, 3),
+        ("butterfly:pistonball_v6", 3, 1),
     ):
-        spec = EnvSpec(name, ("a_0",), ((3,),), (6,))
-        assert references_for(spec)["a"]["still"] == Still(action)
+        spec = EnvSpec(name, ("a_0",), ((3,),), (actions,))
+        assert references_for(spec)["a"]["still"] == Still(idle), name
     env = make_env("jaxmarl:coin_game")
     state, here = env.reset(jax.random.key(0))
     still = references_for(env.spec)["agent"]["still"].act(here, jax.random.key(1))

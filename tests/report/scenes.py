@@ -12,7 +12,8 @@ import numpy as np
 
 from codream import Run, preset
 from codream.envs import EnvSpec
-from codream.report.animation import action_names, scene_of
+from codream.envs.actions import action_names
+from codream.report.animation import scene_of
 from codream.report.dreams import Dreamed, Episode
 from codream.report.measures import FILE, FORMAT
 

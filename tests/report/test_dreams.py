@@ -1,10 +1,12 @@
 """What agents imagined, as arrays."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import codream
 from codream import ConfigError, Run
+from codream.markov_quality import was_there
 
 
 def test_dreams_are_beside_what_happened(host_run: Run) -> None:
@@ -30,6 +32,12 @@ def test_dreams_are_beside_what_happened(host_run: Run) -> None:
             assert dream.gap[-1] > 0
     again = codream.dream(host_run.path, episodes=2, samples=samples, seed=4)
     np.testing.assert_array_equal(again[1].obs, episodes[1].obs)
+
+
+def test_nothing_is_compared_where_the_agent_is_not() -> None:
+    """It comes late, acts twice, sees what that led to, and is gone."""
+    acts = np.asarray([0, 0, 1, 1, 0, 0], bool)
+    np.testing.assert_array_equal(was_there(jnp.asarray(acts)), [0, 0, 1, 1, 1, 0])
 
 
 def test_less_than_one_is_refused(host_run: Run) -> None:

@@ -13,7 +13,8 @@ from scenes import TAG, episode_of, lines, measured, run_folder, with_measures
 import codream
 from codream import CrossPlay, Run, RunError, cli, trainer
 from codream.envs import EnvSpec
-from codream.report.animation import action_names, scene_of
+from codream.envs.actions import action_names
+from codream.report.animation import scene_of
 from codream.report.charts import _numbers, agent_styles, palette
 from codream.report.panels import training_panels
 

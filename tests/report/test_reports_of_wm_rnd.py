@@ -14,8 +14,9 @@ import codream
 from codream import Run, cli, preset
 from codream.config import Config
 from codream.envs import EnvSpec
+from codream.envs.actions import action_names
 from codream.inspection import inspect
-from codream.report.animation import action_names, scene_of
+from codream.report.animation import scene_of
 from codream.report.film import film
 from codream.report.grids import grids
 from codream.report.html import run_page

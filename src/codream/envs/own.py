@@ -1,4 +1,5 @@
-"""Environments of one's own by the place where Python finds them: MODULE:NAME, as the command line is given them."""
+"""Environments of one's own: by the place where Python finds them (MODULE:NAME, as the command line is given them), and
+copies of those that are objects."""
 
 from __future__ import annotations
 
@@ -62,7 +63,12 @@ def apart(env: Any) -> Any:
             f"the environment {type(env).__name__} cannot be deep-copied ({err}), so nothing else can be played on it; "
             "pass its class or a function that makes one"
         ) from err
-    return lambda: first.pop() if first else copy.deepcopy(env)
+
+    def copied() -> Any:
+        return first.pop() if first else copy.deepcopy(env)
+
+    copied.__qualname__ = f"a copy of {type(env).__name__}"
+    return copied
 
 
 def place_of(env: Any) -> str | None:

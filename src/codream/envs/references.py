@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from codream.envs import EnvSpec, TimeStep
+from codream.envs.actions import idle_action
 
 __all__ = ["Chase", "Flee", "Random", "Reference", "Still", "reference", "references_for"]
 
@@ -45,19 +46,6 @@ class Random:
         xp = _library(mask)
         noise = rng.random(mask.shape) if isinstance(rng, np.random.Generator) else jax.random.uniform(rng, mask.shape)
         return xp.argmax(xp.where(mask, noise, -1.0), axis=-1).astype(xp.int32)
-
-
-NOTHING = {
-    "butterfly:knights_archers_zombies": 5,
-    "butterfly:pistonball": 1,
-    "jaxmarl:HeuristicEnemySMAX": 4,
-    "jaxmarl:SMAX": 4,
-    "jaxmarl:coin_game": 4,
-    "jaxmarl:overcooked": 4,
-    "jaxmarl:smax": 4,
-    "jaxmarl:storm": 4,
-}
-"""The action that does nothing, by how an environment's name begins, where it is not the first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +148,7 @@ def references_for(spec: EnvSpec) -> dict[str, dict[str, Reference]]:
     `random` and `still` exist for every side; simple_tag (of either family) adds `chase` for the adversaries
     and `flee` for the good agents.
     """
-    still = Still(next((action for name, action in NOTHING.items() if spec.name.startswith(name)), 0))
+    still = Still(idle_action(spec))
     found: dict[str, dict[str, Reference]] = {side: {"random": Random(), "still": still} for side in spec.sides}
     layout = _TagLayout.of(spec)
     if layout is not None:

@@ -16,7 +16,7 @@ from codream.report.dreams import Dreamed, Episode
 from codream.report.grids import Grid, grids
 from codream.report.scene import Layout, layouts
 
-__all__ = ["action_names", "scene_of"]
+__all__ = ["scene_of"]
 
 # Radii in the arena's units: of agents by side, and of landmarks.
 _RADII: dict[str, tuple[dict[str, float], float]] = {
@@ -25,27 +25,6 @@ _RADII: dict[str, tuple[dict[str, float], float]] = {
     "simple_adversary": ({"adversary": 0.15, "agent": 0.15}, 0.08),
     "simple": ({"agent": 0.05}, 0.05),
 }
-
-
-# By how an environment's name begins. Where an agent has other actions than these, they are not meant.
-_ACTIONS = {
-    "butterfly:cooperative_pong": ("stay", "up", "down"),
-    "butterfly:pistonball": ("down", "stay", "up"),
-    "jaxmarl:MPE_": ("stay", "left", "right", "down", "up"),
-    "jaxmarl:coin_game": ("right", "left", "down", "up", "stay"),
-    "jaxmarl:overcooked_v2": ("right", "down", "left", "up", "stay", "interact"),
-    "jaxmarl:overcooked": ("up", "down", "right", "left", "stay", "interact"),
-    "jaxmarl:storm": ("turn left", "turn right", "forward", "interact", "stay"),
-    "mpe2:": ("stay", "left", "right", "down", "up"),
-}
-
-
-def action_names(spec: EnvSpec) -> list[str]:
-    """What the actions are called, where that is known; elsewhere numbers."""
-    for game, names in _ACTIONS.items():
-        if spec.name.startswith(game) and set(spec.num_actions) == {len(names)}:
-            return list(names)
-    return [str(a) for a in range(spec.max_actions)]
 
 
 def scene_of(episode: Episode, spec: EnvSpec, others: str = "predicted") -> dict[str, Any]:

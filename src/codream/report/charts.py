@@ -275,7 +275,7 @@ def _numbers(ticks: Sequence[float]) -> list[str]:
 
 
 def _number(value: float, digits: int) -> str:
-    size, digits = abs(value), max(digits, 1)
+    size = abs(value)
     if size and size < 1e-3:
         mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
         return f"{float(mantissa):g}e{int(exponent)}"

@@ -57,7 +57,7 @@ def entry_of(run: Run) -> Entry:
 
 def told_apart(entries: Sequence[Entry]) -> list[Entry]:
     """The same, with the folder's own folder in the names of those that have a name in common."""
-    for name in (lambda path: path.name, lambda path: f"{path.parent.name}/{path.name}", str):
+    for name in (lambda path: path.name, lambda path: f"{path.resolve().parent.name}/{path.name}", str):
         names = [name(entry.run.path) for entry in entries]
         common = collections.Counter(names)
         if len(common) == len(names):

@@ -16,18 +16,19 @@ import numpy as np
 
 from codream.agents import Agents
 from codream.envs import EnvSpec
+from codream.envs.actions import action_names
 from codream.envs.references import Random, references_for
 from codream.evaluation import CrossPlay, as_host, evaluate, play
 from codream.model_quality import Recording, measure
 from codream.progress import Bar
-from codream.report.animation import action_names, scene_of
+from codream.report.animation import scene_of
 from codream.report.dreams import MOST_STEPS, dreams_of, recorded, typical_episodes
 from codream.runs import Run
 
 __all__ = ["FILE", "FORMAT", "measure_run", "saved_measures", "scenes_of"]
 
 FILE = "measured.json"
-FORMAT = 2
+FORMAT = 3  # raised where what is measured changes, so that old measures are not put beside new ones
 EPISODES = 40  # of every pairing, and for the world model, at most
 BUDGET = 60.0  # seconds that all pairings together may take an environment that is slow
 PAIRINGS = 20  # about as many as are played

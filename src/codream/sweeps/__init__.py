@@ -13,7 +13,7 @@ import jax
 from rich.table import Table
 
 from codream.config import Config, ConfigError
-from codream.envs import GraphEnv, HostEnv
+from codream.envs import GraphEnv, HostEnv, is_graph
 from codream.presets import preset, refuse_unread
 from codream.reading import changes
 from codream.report import compare
@@ -149,7 +149,8 @@ def _resolved(trials: Sequence[Trial], env: Any) -> list[Trial]:
                 if config.checkpoints_best is not None:
                     Scorer(config, spec, lambda n: None)
                 config = config.resolve(spec)
-                driver_for(made[key], config)
+                if is_graph(made[key]):  # which refuse some options; asking of others would start a device
+                    driver_for(made[key], config)
                 found.append(dataclasses.replace(trial, config=config))
             except ConfigError as err:
                 raise ConfigError(f"{trial.name}: {err}") from err
