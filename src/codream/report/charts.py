@@ -268,9 +268,8 @@ def nice(low: float, high: float, count: int, *, whole: bool = False) -> list[fl
 def _numbers(ticks: Sequence[float]) -> list[str]:
     """Short, with as many digits as tell one tick from the next: 12,000 as 12k, 0.0001 as 1e-4."""
     step = min((b - a for a, b in itertools.pairwise(sorted(ticks))), default=0) or 1.0
-    for digits in range(1, 15):
-        if all(abs(float(f"{tick:.{digits}g}") - tick) <= 0.01 * step for tick in ticks):
-            break
+    exact = lambda digits: all(abs(float(f"{tick:.{digits}g}") - tick) <= 0.01 * step for tick in ticks)  # noqa: E731
+    digits = next(filter(exact, range(1, 15)), 15)
     return [_number(tick, digits) for tick in ticks]
 
 
