@@ -41,7 +41,7 @@ from tiny import tiny
 
 import codream
 import codream.envs.pettingzoo
-from codream import checkpoint, cli, saving, trainer
+from codream import checkpoint, cli, retention, saving, trainer
 from codream.envs import EnvSpec, TimeStep
 from codream.training import GraphDriver, HostDriver
 
@@ -335,7 +335,7 @@ class Chaos:
 
     def complete(self, path: Path) -> int:
         """Steps of the latest complete checkpoint."""
-        return max(checkpoint.saved(path / "checkpoints"), default=0)
+        return max(retention.saved(path / "checkpoints"), default=0)
 
     def wait_for(self, child: Any, wanted: int) -> None:
         while phase.value != wanted and child.exitcode is None and (phase.value < wanted or wanted == WRITE):
@@ -442,7 +442,7 @@ class Chaos:
             child.join(0.01)
         child.kill()
         child.join()
-        latest = checkpoint.saved(path / "checkpoints")[self.complete(path)]
+        latest = retention.saved(path / "checkpoints")[self.complete(path)]
         files = [f for f in latest.rglob("*") if f.is_file() and f.stat().st_size]
         file = self.rng.choice(files)
         data = bytearray(file.read_bytes())

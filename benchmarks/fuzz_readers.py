@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 import codream
-from codream import checkpoint
+from codream import checkpoint, retention
 from codream.checkpoint import CheckpointError
 from codream.envs import EnvSpec
 from codream.manifest import _own_digest, digest
@@ -56,7 +56,7 @@ def make(folder: Path) -> codream.Run:
     config = dataclasses.replace(codream.preset("small"), checkpoint_every=40)
     run = codream.Run.create(config, SPEC, name="run", root=folder)
     (run.path / "metrics.jsonl").write_text("".join(json.dumps({"steps": i, "a": 0.5}) + "\n" for i in range(20)))
-    checkpoint.save(state(), run.checkpoints, config=config, spec=SPEC, steps=40)
+    checkpoint.write(checkpoint.snapshot(state()), run.checkpoints, config=config, spec=SPEC, steps=40)
     return run
 
 
@@ -166,7 +166,7 @@ def read(run: Path, template: Any) -> None:
     attempt(lambda: opened.about)
     attempt(lambda: opened.metrics())
     attempt(lambda: checkpoint.restore(template, checkpoint.latest_good(run, lambda _: None)))
-    attempt(lambda: checkpoint.best(run / "checkpoints"))
+    attempt(lambda: retention.best(run / "checkpoints"))
     if errors:
         raise errors[0]
 

@@ -15,7 +15,8 @@ from helpers import copy_until, tiny_config
 from jaxtyping import Array
 
 from codream import CheckpointError, EnvSpec, Run, checkpoint
-from codream.checkpoint import find, prune, restore, save, saved, while_it_goes_on
+from codream.checkpoint import find, restore, snapshot, while_it_goes_on, write
+from codream.retention import prune, saved
 
 SPEC = EnvSpec("two", ("cat_0", "mouse_0"), ((3,), (2,)), (2, 5), has_mask=True)
 
@@ -42,7 +43,10 @@ def thing(scale: float = 1.0) -> Thing:
 
 
 def keep(value: Any, run: Path, steps: int, kept: int = 3) -> Path:
-    return save(value, run / "checkpoints", config=tiny_config(checkpoints_kept=kept), spec=SPEC, steps=steps)
+    config, folder = tiny_config(checkpoints_kept=kept), run / "checkpoints"
+    path = write(snapshot(value), folder, config=config, spec=SPEC, steps=steps)
+    prune(folder, config)
+    return path
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:

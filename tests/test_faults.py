@@ -31,6 +31,7 @@ from codream import (
     guards,
     load,
     make_env,
+    retention,
     train,
 )
 from codream.envs.own import apart
@@ -73,7 +74,7 @@ def test_a_signal_saves_and_leaves(
     assert stop.value.status == 128 + number
     assert signal.getsignal(number) is before
     # The tenth step is in the middle of an episode: it was saved at the end of that.
-    assert max(checkpoint.saved(run.checkpoints)) == 72
+    assert max(retention.saved(run.checkpoints)) == 72
     err = capsys.readouterr().err
     assert f"{name} after step 72. The last checkpoint is {run.checkpoints / '72'}; go on with" in err
     train(resume=run, env=Toy, progress=False)
@@ -212,7 +213,7 @@ def test_a_full_disk_stops_nothing(
         run = train(ppo_config(), env=Toy, name="faults-full", root=runs, progress=False)
     err = capsys.readouterr().err
     assert "the checkpoint of step 48 could not be written (" in err
-    assert list(checkpoint.saved(run.checkpoints)) == [96, 144]
+    assert list(retention.saved(run.checkpoints)) == [96, 144]
     assert not list(run.checkpoints.glob(".*"))
     assert_same(arrays(run), arrays(whole))
     # Full until the end: that is an error, and what comes after it goes on.
@@ -220,9 +221,9 @@ def test_a_full_disk_stops_nothing(
         patch.setattr(checkpoint, "write", lambda *_, **__: (_ for _ in ()).throw(OSError("No space left on device")))
         with pytest.raises(CheckpointError, match=r"training is done, but the last checkpoint, of step 192.*Make room"):
             train(ppo_config(total_steps=192), env=Toy, resume=run, progress=False)
-    assert max(checkpoint.saved(run.checkpoints)) == 144
+    assert max(retention.saved(run.checkpoints)) == 144
     train(ppo_config(total_steps=192), env=Toy, resume=run, progress=False)
-    assert max(checkpoint.saved(run.checkpoints)) == 192
+    assert max(retention.saved(run.checkpoints)) == 192
 
 
 def test_a_removed_folder_is_made_anew(
@@ -314,7 +315,7 @@ def test_a_checkpoint_whose_score_cannot_be_played_is_written_without(
 
     monkeypatch.setattr("codream.scoring.play", broken)
     run = train(ppo_config(total_steps=48, checkpoints_best="cat:self"), env=Toy, name="faults-unscored", root=runs)
-    assert list(checkpoint.saved(run.checkpoints)) == [48]
+    assert list(retention.saved(run.checkpoints)) == [48]
     assert "the checkpoint of step 48 has no score" in capsys.readouterr().out
 
 
@@ -330,9 +331,9 @@ def test_what_is_not_deleted_is_written_all_the_same(
     def held(path: Path) -> None:
         raise OSError(39, "Directory not empty", str(path))
 
-    monkeypatch.setattr(checkpoint, "_delete", held)
+    monkeypatch.setattr(retention, "delete", held)
     run = train(ppo_config(total_steps=96, checkpoints_kept=1), env=Toy, name="faults-undeleted", root=runs)
-    assert list(checkpoint.saved(run.checkpoints)) == [48, 96]
+    assert list(retention.saved(run.checkpoints)) == [48, 96]
     assert "no longer kept could not be deleted" in capsys.readouterr().out
 
 
@@ -366,7 +367,7 @@ def test_checkpoints_are_kept_by_policy(runs: Path) -> None:
         total_steps=240, checkpoints_kept=1, checkpoints_nth=2, checkpoints_best="cat:self", checkpoints_best_episodes=4
     )
     run = train(config, env=Toy, name="faults-policy", root=runs, progress=False)
-    kept = checkpoint.saved(run.checkpoints)
+    kept = retention.saved(run.checkpoints)
     scores = {line["steps"]: line["checkpoint/score"] for line in run.metrics() if "checkpoint/score" in line}
     best = checkpoint.find(run.path, "best")
     assert set(kept) == {96, 192, 240, best.steps}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers import assert_same, timeless
 
-from codream import ConfigError, Run, checkpoint, cli, hosts
+from codream import ConfigError, Run, checkpoint, cli, hosts, retention
 
 AGREE = """
 import sys
@@ -130,7 +130,7 @@ def test_one_run_on_two_hosts(env: str, tmp_path: Path) -> None:
     assert timeless(Run(ordered / "run")) == timeless(Run(alone / "run"))
 
     assert statuses(both(TRAIN, here, str(whole), env, "", "")) == [0, 0]
-    once = min(checkpoint.saved(alone / "run" / "checkpoints"))
+    once = min(retention.saved(alone / "run" / "checkpoints"))
     expected = arrays(alone, once)
     assert expected["state.world_model_updates"] == expected["state.agents_updates"] == 1
     assert_close(arrays(whole, once), expected)
@@ -165,7 +165,7 @@ def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 
 def wait_for(root: Path, steps: int, processes: list[subprocess.Popen]) -> None:
     """Until a checkpoint of so many steps or more is there."""
-    while max(checkpoint.saved(root / "run" / "checkpoints"), default=0) < steps:
+    while max(retention.saved(root / "run" / "checkpoints"), default=0) < steps:
         assert [process.poll() for process in processes] == [None, None], statuses(processes)
         time.sleep(0.05)
 

@@ -13,9 +13,9 @@ import pytest
 from helpers import Toy, arrays, assert_same, copy_until, timeless, tiny_config, toy_config
 
 from codream import EnvironmentFailure, Run, RunError, TrainingDiverged, loop, make_env, train
-from codream.checkpoint import saved
 from codream.envs import EnvSpec
 from codream.metrics import Sums
+from codream.retention import saved
 from codream.training import HostDriver, driver_for
 
 _SPEC = EnvSpec("mpe2:simple_tag_v3", ("a", "b"), ((1,), (1,)), (2, 2))

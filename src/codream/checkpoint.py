@@ -31,6 +31,7 @@ from codream.manifest import (
     read_manifest,
     write_manifest,
 )
+from codream.retention import best, delete, saved
 from codream.runs import Run, library_versions
 
 __all__ = [
@@ -39,22 +40,15 @@ __all__ = [
     "CheckpointDamaged",
     "CheckpointError",
     "Snapshot",
-    "best",
     "find",
     "latest_good",
-    "prune",
-    "reached",
     "restore",
-    "save",
-    "saved",
-    "set_aside",
     "snapshot",
     "while_it_goes_on",
     "write",
 ]
 
 T = TypeVar("T")
-FOR_GOOD = "kept_for_good"  # an empty file in a checkpoint that `checkpoints_nth` chose
 TRIES = 5  # to read a checkpoint of a run that goes on
 
 
@@ -99,13 +93,6 @@ class Checkpoint:
 
 
 # ------------------------------------------------------------------------------------------ writing
-
-
-def save(runner: Any, folder: Path, *, config: Config, spec: EnvSpec, steps: int, **extra: Any) -> Path:
-    """Write `folder/<steps>`, and delete the checkpoints that `config` does not keep."""
-    path = write(snapshot(runner), folder, config=config, spec=spec, steps=steps, **extra)
-    prune(folder, config)
-    return path
 
 
 def snapshot(runner: Any) -> Snapshot:
@@ -168,43 +155,10 @@ def write(
             raise OSError(str(err).splitlines()[0]) from err
         raise
     if final.exists():
-        _delete(final)
+        delete(final)
     os.rename(writing, final)
     _sync(folder)
     return final
-
-
-def prune(folder: Path, config: Config) -> None:
-    """Delete all checkpoints but the `checkpoints_kept` latest, every `checkpoints_nth`, and the best."""
-    every = saved(folder)
-    keep = set(list(every)[-config.checkpoints_kept :]) | _for_good(every, config)
-    if config.checkpoints_best is not None:
-        keep.add(best(folder, config.checkpoints_best) or -1)
-    for steps, path in every.items():
-        if steps not in keep:
-            _delete(path)
-
-
-def _for_good(every: dict[int, Path], config: Config) -> set[int]:
-    """Those marked as kept for good, whatever the options were then, and those that now are to be: the first at or
-    after each multiple of the interval, as a checkpoint waits for running episodes to end."""
-    kept = {steps for steps, path in every.items() if (path / FOR_GOOD).exists()}
-    apart = config.checkpoint_every * config.checkpoints_nth
-    before = max(0, min(every, default=0) - config.checkpoint_every)  # where one was that is gone
-    for steps, path in every.items() if apart else ():
-        if steps not in kept and steps // apart > before // apart:
-            (path / FOR_GOOD).touch()
-            kept.add(steps)
-        before = steps if steps in kept else before
-    return kept
-
-
-def _delete(path: Path) -> None:
-    """Rename first, so that what is left of a deletion that was cut off is no damaged checkpoint."""
-    going = path.with_name(f".deleting-{path.name}")
-    shutil.rmtree(going, ignore_errors=True)
-    os.rename(path, going)
-    shutil.rmtree(going)
 
 
 def _sync(path: Path) -> None:
@@ -219,45 +173,6 @@ def _sync(path: Path) -> None:
 # ------------------------------------------------------------------------------------------ finding
 
 
-def saved(folder: Path) -> dict[int, Path]:
-    """The checkpoints of a folder by steps, oldest first. None of them is looked into."""
-    found = {int(path.name): path for path in folder.glob("*") if path.name.isdecimal() and path.name.isascii()}
-    return dict(sorted(found.items()))
-
-
-def reached(folder: Path, steps: int) -> bool:
-    """Whether the latest checkpoint is of this step or a later one."""
-    return max(saved(folder), default=-1) >= steps
-
-
-def best(folder: Path, score: str | None = None) -> int | None:
-    """Steps of the checkpoint with the highest score in cross-play (the latest of equals); None if none has one.
-
-    `score`: as `checkpoints_best` names it; without one, the one that each checkpoint has.
-    """
-    found: dict[int, float] = {}
-    for steps, path in saved(folder).items():
-        try:
-            scores = read_manifest(path).score
-        except CheckpointError:
-            continue
-        wanted = {score} & scores.keys() if score is not None else scores
-        if wanted:
-            found[steps] = max(scores[name] for name in wanted)
-    return max(found, key=lambda steps: (found[steps], steps), default=None)
-
-
-def set_aside(folder: Path, steps: int) -> None:
-    """Move checkpoints later than `steps` to `folder/set_aside`: a run that goes on from `steps` replaces
-    them."""
-    for later, path in saved(folder).items():
-        if later > steps:
-            target = folder / "set_aside" / path.name
-            shutil.rmtree(target, ignore_errors=True)
-            target.parent.mkdir(exist_ok=True)
-            os.rename(path, target)
-
-
 def find(run: Path, steps: int | str | None = None) -> Checkpoint:
     """The latest checkpoint of a run, the one at `steps`, or the `best` in cross-play, verified.
 
@@ -268,8 +183,9 @@ def find(run: Path, steps: int | str | None = None) -> Checkpoint:
     if not every:
         raise CheckpointError(f"{run} has no checkpoint yet")
     if steps == "best":
-        folder, score = run / "checkpoints", Run(run).config.checkpoints_best
-        steps = best(folder, score) or best(folder)  # none has that score yet where it was changed meanwhile
+        steps = best(run / "checkpoints", Run(run).config.checkpoints_best)
+        if steps is None:  # of the score that it has now; another may have been asked for before
+            steps = best(run / "checkpoints")
         if steps is None:
             raise CheckpointError(f"no checkpoint of {run} has a score; train with --checkpoints-best SIDE:OPPONENT")
     if steps is None:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from codream import checkpoint as checkpoints
+from codream import retention
 from codream.config import Config
 from codream.envs import EnvSpec
 from codream.health import STEPS, TrainingDiverged, faults
@@ -149,13 +150,13 @@ class Record(Tally):
 
     def earlier(self, template: Runner) -> Runner | None:
         self.wait()
-        if not checkpoints.saved(self.run.checkpoints):
+        if not retention.saved(self.run.checkpoints):
             return None
         return checkpoints.restore(template, checkpoints.latest_good(self.run.path, self.bar.warn))
 
     def roll_back(self, steps: int) -> None:
         super().roll_back(steps)
-        checkpoints.set_aside(self.run.checkpoints, steps)
+        retention.set_aside(self.run.checkpoints, steps)
         self.run.rewind(self.config, steps)
         self.live.rewind(steps)
 
@@ -167,7 +168,7 @@ class Record(Tally):
 
     def how_to_go_on(self) -> str:
         self.wait()
-        every = checkpoints.saved(self.run.checkpoints)
+        every = retention.saved(self.run.checkpoints)
         where = f"The last checkpoint is {every[max(every)]}" if every else "There is no checkpoint yet"
         return f"{where}; {'go on' if every else 'start over'} with\n  {self.run.to_resume()}"
 

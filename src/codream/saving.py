@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from codream import checkpoint as checkpoints
+from codream import retention
 from codream.checkpoint import CheckpointError
 from codream.config import Config
 from codream.envs import EnvSpec
@@ -126,7 +127,7 @@ class Saver:
             self._error = err
             return
         try:
-            checkpoints.prune(self._run.checkpoints, config)
+            retention.prune(self._run.checkpoints, config)
         except OSError as err:
             self._undeleted = err
 
@@ -153,7 +154,7 @@ class Saver:
         wrote = self._written == steps
         if not (self._metrics.flush() and wrote):
             what = "the last lines of metrics.jsonl" if wrote else f"the last checkpoint, of step {steps},"
-            every = checkpoints.saved(self._run.checkpoints)
+            every = retention.saved(self._run.checkpoints)
             raise CheckpointError(
                 f"training is done, but {what} could not be written. Make room, and go on from "
                 + (f"step {max(every)}" if every else "the start")

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from codream import checkpoint as checkpoints
+from codream import retention
 from codream.checkpoint import Checkpoint
 from codream.config import KEEPING, Config, ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv
@@ -128,8 +129,8 @@ def train_seeds(
         own = None if name is None else f"{name}-seed{seed}"
         resumed = None if first is None else _sibling(first, config.seed, seed)
         requests.append(_Request(dataclasses.replace(config, seed=seed), own, resumed, None))
-    resumed = [r.resumed for r in requests if r.resumed is not None]
-    done = [run for run in resumed if checkpoints.reached(run.checkpoints, config.total_steps)]
+    begun = [r.resumed for r in requests if r.resumed is not None]
+    done = [run for run in begun if retention.reached(run.checkpoints, config.total_steps)]
     requests = [r for r in requests if r.resumed not in done]
     if first is not None and not requests:
         raise RunError(
@@ -219,13 +220,12 @@ def _trained(
 
 def _refuse_one_of_its_kind(env: Any, only: bool) -> None:
     """Raise ConfigError where nothing else can be played on this environment."""
-    what = "it is already made, so that there is no other; pass a class or function that makes it" if only else ""
     try:
+        if only:
+            raise TypeError("it is already made, so that there is no other; pass a class or function that makes it")
         apart(env)
     except TypeError as err:
-        what = str(err)
-    if what:
-        raise ConfigError(f"checkpoints_best plays on copies of the environment: {what}")
+        raise ConfigError(f"checkpoints_best plays on copies of the environment: {err}") from err
 
 
 def _shared(env: HostEnv | GraphEnv, config: Config) -> HostEnv | GraphEnv:
@@ -337,7 +337,7 @@ def _resumed(run: Run, driver: HostDriver | GraphDriver, request: _Request) -> t
             return None
         rollbacks = found.manifest.rollbacks
         runner = checkpoints.restore(template, found)
-        checkpoints.set_aside(run.checkpoints, found.steps)
+        retention.set_aside(run.checkpoints, found.steps)
         run.rewind(request.config, found.steps)
         return runner
 
@@ -348,7 +348,7 @@ def _resumed(run: Run, driver: HostDriver | GraphDriver, request: _Request) -> t
 def _found(run: Run, spec: EnvSpec, request: _Request) -> Checkpoint | None:
     """The checkpoint to go on from, if what is asked for can go on from it."""
     config, steps = request.config, request.checkpoint
-    if steps is None and not checkpoints.saved(run.checkpoints):
+    if steps is None and not retention.saved(run.checkpoints):
         _refuse_changes(run, run.config, config)
         return None
     found = checkpoints.find(run.path, steps) if steps is not None else checkpoints.latest_good(run.path, to_stderr)

@@ -16,7 +16,6 @@ from tiny_wm_rnd import Bandit, Different, Helping, Same, unresolved
 from codream import matwm, train, wm_rnd
 from codream.agents import load
 from codream.algorithms import algorithm
-from codream.checkpoint import saved
 from codream.config import Config, ConfigError
 from codream.envs import EnvSpec
 from codream.evaluation import evaluate
@@ -33,6 +32,7 @@ from codream.projection import (
     straight_through_loss,
     symmetry_ratio,
 )
+from codream.retention import saved
 from codream.training import GraphDriver
 
 TWO = Bandit().spec

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from codream import checkpoint as checkpoints
+from codream import retention
 from codream.agents import load
 from codream.config import Config
 from codream.evaluation import evaluate
@@ -62,7 +62,7 @@ class Task:
     @property
     def trained(self) -> bool:
         """Whether its last checkpoint is the last that it is to have."""
-        return self.begun and checkpoints.reached(self.run.checkpoints, self.config.total_steps)
+        return self.begun and retention.reached(self.run.checkpoints, self.config.total_steps)
 
     @property
     def done(self) -> bool:
@@ -115,7 +115,7 @@ def steps_done(run: Run) -> int:
 def _measured(run: Run, episodes: int) -> bool:
     """Whether its last checkpoint played at least so many."""
     found = saved_measures(run)
-    latest = max(checkpoints.saved(run.checkpoints), default=None)
+    latest = max(retention.saved(run.checkpoints), default=None)
     return found is not None and found["steps"] == latest and found["cross_play"]["episodes"] >= episodes
 
 
