@@ -87,7 +87,7 @@ def main() -> None:
     results, about = {}, []
     for run in args.runs:
         agents = codream.load(run)
-        name = Path(run).name
+        name = Path(run).name if Path(run).name not in results else run
         results[name] = [
             measure(agents, player, play, large_reward=args.large_reward, episodes=args.episodes, seed=args.seed)
             for play, player in players(agents).items()

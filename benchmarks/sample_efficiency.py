@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 
 import codream
+from codream.config import KEEPING
 from codream.evaluation import CrossPlay
+from codream.reading import changes
 
 # Columns of the table: (heading, whose return, line-up).
 COLUMNS = (
@@ -60,7 +62,12 @@ def train(args: argparse.Namespace, seed: int) -> None:
     path = Path(args.root) / name
     if not path.exists():
         codream.train(config, name=name, root=args.root)
-    elif not (path / "checkpoints" / str(max(args.marks))).exists():
+        return
+    saved = codream.Run.open(path).config
+    changed = changes(saved, config.resolve(codream.make_env(config.env).spec), KEEPING)
+    if changed:
+        raise SystemExit(f"{path} was trained with other options ({changed}: before, now); give another --label")
+    if not (path / "checkpoints" / str(max(args.marks))).exists():
         codream.train(resume=path)
 
 

@@ -147,8 +147,8 @@ def train(game: str, variant: str, args: argparse.Namespace, seconds: float | No
         if before < args.steps <= steps:
             found["steps"] = {"steps": steps, "seconds": spent, "judged": judge()}
             print(f"{game} {variant}: {steps:,} steps of {args.seeds} seeds in {spent:.0f} s", flush=True)
-    # wm_rnd, which is given no seconds, says how many there are.
-    found["seconds"] = found["steps"] if seconds is None else {"steps": steps, "seconds": spent, "judged": judge()}
+    if seconds is not None or variant == "wm_rnd":  # which is given no seconds, and says how many there are
+        found["seconds"] = found["steps"] if seconds is None else {"steps": steps, "seconds": spent, "judged": judge()}
     return {**found, "curve": curve}
 
 
@@ -185,8 +185,20 @@ MEASURES: dict[str, Callable[[dict[str, Any]], Any]] = {
 def results(game: str, args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Every variant with what is known of it."""
     for variant in args.variants:
-        path = Path(args.results) / f"{game}-{variant}.json"
-        yield variant, json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        yield variant, known(game, variant, args)
+
+
+def known(game: str, variant: str, args: argparse.Namespace) -> dict[str, Any] | None:
+    """What was found before, with the same seeds, episodes and steps; SystemExit where they were others."""
+    path = Path(args.results) / f"{game}-{variant}.json"
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    before = {"seeds": found["seeds"], "episodes": found["episodes"], "steps": found["config"]["total_steps"]}
+    now = {name: getattr(args, name) for name in before}
+    if before != now:
+        raise SystemExit(f"{path} is of {before}, asked for is {now}; give another --results")
+    return found
 
 
 def table(game: str, place: str, args: argparse.Namespace) -> str:
@@ -278,13 +290,12 @@ def main() -> None:
     folder = Path(args.results)
     folder.mkdir(parents=True, exist_ok=True)
     for game in args.games:
-        seconds = None
         for variant in [] if args.table_only else args.variants:
-            path = folder / f"{game}-{variant}.json"
-            if not path.exists():
+            measured = known(game, "wm_rnd", args)
+            seconds = None if measured is None or variant == "wm_rnd" else measured["steps"]["seconds"]
+            if known(game, variant, args) is None:
+                path = folder / f"{game}-{variant}.json"
                 path.write_text(json.dumps(train(game, variant, args, seconds)), encoding="utf-8")
-            if variant == "wm_rnd":
-                seconds = json.loads(path.read_text(encoding="utf-8"))["steps"]["seconds"]
             print(table(game, "steps", args), flush=True)
         plot(game, args)
     text = "\n\n".join(report(game, args) for game in args.games)

@@ -36,6 +36,10 @@ from helpers import tiny_config  # noqa: E402
 
 from codream import Run, train, training  # noqa: E402
 
+# Tracing makes millions of objects that stay; looking through them for garbage every 700 new ones takes long.
+gc.freeze()
+gc.set_threshold(100_000, 20, 100)
+
 # A module's tests take turns with more configurations than most users have in one process.
 for programs in ("_host_programs", "_graph_programs"):
     setattr(training, programs, lru_cache(maxsize=16)(getattr(training, programs).__wrapped__))

@@ -87,6 +87,17 @@ def test_train_and_evaluate(
         (["train", "--env-from", "helpers:Tov"], "helpers.py has no Tov; the nearest: Toy"),
         (["train", "--env-from", "helpers:np"], "expected an environment's name, a PettingZoo environment"),
         (["train", "--env", "helpers:Toy"], "One of your own: --env-from MODULE:NAME"),
+        (["train", "--episodes", "-1"], "--episodes must be 0 (no table) or more, got -1"),
+        (["inspect", "--run", "nothing", "--num-envs", "3"], "give no other options with it"),
+        (["compare", "nothing", "--episodes", "0"], "with quick (--quick) no matches are played"),
+        (
+            ["train", "--env", "mpe2:simple_spread_v3", "--env-kwargs", '{"local_ratio": 2}'],
+            "the environment mpe2:simple_spread_v3 with {'local_ratio': 2} cannot be used: AssertionError",
+        ),
+        (
+            ["train", "--env", "jaxmarl:overcooked", "--env-kwargs", '{"layout": "ring"}'],
+            "overcooked has the layouts cramped_room",
+        ),
         (["evaluate", "nothing"], "the run nothing does not exist"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from codream import Config, ConfigError, EnvSpec, preset
 from codream.config import AgentConfig, ReplayConfig, WorldModelConfig
-from codream.presets import PRESETS
+from codream.presets import PRESETS, idle
 from codream.ranges import RANGES
 
 TAG = EnvSpec("tag", ("a_0", "a_1", "a_2", "b_0"), ((16,), (16,), (16,), (14,)), (5, 5, 5, 5))
@@ -100,3 +100,36 @@ def test_combinations_that_mean_nothing() -> None:
         dataclasses.replace(Config(), partners=dataclasses.replace(Config().partners, random_share=0.6, past_share=0.6))
     with pytest.raises(ConfigError, match="fewer than a sequence"):
         dataclasses.replace(Config(), num_envs=1024)
+
+
+def test_keywords_of_an_environment_are_what_json_holds() -> None:
+    config = Config(env_kwargs={"size": (3, 3)})
+    assert config.env_kwargs == {"size": [3, 3]}
+    assert Config.from_json(config.to_json()) == config
+    with pytest.raises(ConfigError, match=r"env_kwargs can hold what JSON can.*env=lambda: Game"):
+        Config(env_kwargs={"rule": len})
+
+
+def test_a_batch_that_devices_cannot_share_says_what_would_do() -> None:
+    three = EnvSpec("three", ("a_0", "a_1", "a_2"), ((2,),) * 3, (2,) * 3)
+    with pytest.raises(ConfigError, match=r"got 15 \(a multiple of the 3 agents\) and 2; the nearest: 12|18"):
+        dataclasses.replace(preset("paper"), devices=2).resolve(three)
+
+
+def test_a_replay_that_has_no_room_for_a_batch_is_refused() -> None:
+    one = EnvSpec("one", ("a_0",), ((2,),), (2,))
+    config = dataclasses.replace(preset("paper"), replay=ReplayConfig(capacity=1_000))
+    with pytest.raises(ConfigError, match=r"replay\.capacity 1000 is too small: .* use at least 2048"):
+        config.resolve(one)
+    dataclasses.replace(config, replay=ReplayConfig(capacity=2_048)).resolve(one)
+
+
+def test_options_that_wait_for_another_are_told() -> None:
+    small, ippo = preset("small"), preset("ippo")
+    curious = dataclasses.replace(small, curiosity=dataclasses.replace(small.curiosity, coef=0.5))
+    assert idle(curious) == ["curiosity.coef=0.5 does nothing while curiosity.kind is none"]
+    on = dataclasses.replace(curious, curiosity=dataclasses.replace(curious.curiosity, kind="rnd"))
+    assert idle(on) == []
+    model = dataclasses.replace(ippo, world_model=dataclasses.replace(ippo.world_model, lr=1e-4))
+    assert idle(model) == ["world_model.lr=0.0001 does nothing while projection.coef is 0.0"]
+    assert [idle(one) for one in PRESETS.values()] == [[]] * len(PRESETS)

@@ -2,17 +2,19 @@
 observations."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Toy, toy_config
+from helpers import Toy, tiny_config, toy_config
 from mpe2 import simple_tag_v3
 
 from codream import Agents, ConfigError, EnvSpec, Run, RunError, evaluate, load, make_env, train
-from codream.evaluation import CrossPlay, Row, _line_ups, _opponents, play
+from codream.evaluation import CrossPlay, Row, _line_ups, _opponents, _row, play
+from codream.trainer import named
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def test_every_side_plays_every_reference(result: CrossPlay, agents: Agents) -> 
     written = json.loads(json.dumps(result.to_json()))
     assert set(written) == {"environment", "episodes", "rows"}
     assert written["episodes"] == 4
-    assert set(written["rows"][0]) == {"sides", "returns", "stderr"}
+    assert set(written["rows"][0]) == {"sides", "returns", "stderr", "side_stderr"}
     for row in written["rows"]:
         assert list(row["returns"]) == list(row["stderr"]) == list(agents.spec.agents)
     chased = result.mean("agent", adversary="chase", agent="self")
@@ -99,10 +101,45 @@ def test_one_side_and_three_sides() -> None:
         ("random", "self", "random"),
         ("random", "random", "self"),
     ]
-    rows = [Row({"agent": "self"}, {"agent_0": 1.0, "agent_1": 2.0}, {"agent_0": 0.1, "agent_1": 0.3})]
+    rows = [Row({"agent": "self"}, {"agent_0": 1.0, "agent_1": 2.0}, {"agent_0": 0.1, "agent_1": 0.3}, {"agent": 0.2})]
     shown = CrossPlay("e", None, "r", 1, 1, 1, False, "cpu", 1.0, {"agent": ["agent_0", "agent_1"]}, rows)
     assert shown.table().row_count == 1
     assert shown.mean("agent", agent="self") == pytest.approx((1.5, 0.2))
+
+
+def test_what_one_agent_wins_and_another_loses_is_no_error_of_their_side() -> None:
+    spec = EnvSpec("one", ("a_0", "a_1"), ((2,), (2,)), (2, 2))
+    returns = np.asarray([[1.0, -1.0], [-3.0, 3.0], [2.0, -2.0]])
+    row = _row(spec, {"a": "self"}, returns)
+    assert row.side_stderr == {"a": 0.0}
+    assert row.stderr["a_0"] == pytest.approx(np.std(returns[:, 0], ddof=1) / np.sqrt(3))
+
+
+def test_one_opponent_or_a_run_may_be_given_as_it_is(agents: Agents, host_run: Run) -> None:
+    assert names_of(agents, "random") == ["random"]
+    assert names_of(agents, host_run) == names_of(agents, host_run.path) == [str(host_run.path)]
+    with pytest.raises(ConfigError, match="these agents are loaded already"):
+        evaluate(agents, checkpoint=200)
+
+
+def names_of(agents: Agents, against: Any) -> list[str]:
+    return list(_opponents(agents.spec, against, False, None, "runs"))
+
+
+def test_an_episode_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[play.__module__], "LONGEST", 5)
+    with pytest.raises(ConfigError, match="an episode of toy has not ended after 5 steps"):
+        play(make_env(Toy, 2), {"cat": Same(), "mouse": Same()}, episodes=2)
+    assert len(play(make_env(lambda: Toy(length=5), 2), {"cat": Same(), "mouse": Same()}, episodes=7)) == 7
+
+
+def test_what_make_env_made_can_be_trained_on_and_evaluated_with(runs: Path) -> None:
+    """Any number of its copies is made for playing; and a name given as the environment is one."""
+    made = make_env(Toy, 2)
+    run = train(toy_config(), env=made, name="made", root=runs, progress=False)
+    assert evaluate(run, env=made, episodes=3, against="random", progress=False).rows
+    config, env = named(tiny_config(), "jaxmarl:simple_tag")
+    assert (config.env, env) == ("jaxmarl:simple_tag", None)
 
 
 class Same:

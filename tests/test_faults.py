@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,10 @@ from codream import (
     retention,
     train,
 )
+from codream.envs import HostEnv
 from codream.envs.own import apart
 from codream.guards import LeaveRequests, TimeLimit
+from codream.runs import build_beside
 from codream.saving import MetricsFile
 from codream.training import HostDriver
 
@@ -133,6 +136,16 @@ def test_an_environment_that_hangs(whole: Run, runs: Path) -> None:
     assert_same(arrays(run), arrays(whole))
 
 
+def test_an_environment_that_hangs_beside_training_meets_the_limit_too() -> None:
+    env = build_beside(ppo_config(env_time_limit=0.3), 1, lambda: Toy(hangs_at=2))
+    assert isinstance(env, HostEnv)
+    env.reset(np.zeros(1, int))
+    env.step(np.zeros((1, 2), int), np.zeros(1, int))
+    with pytest.raises(EnvironmentFailure, match=r"step of toy did not answer within 0\.3 seconds"):
+        env.step(np.zeros((1, 2), int), np.zeros(1, int))
+    env.close()
+
+
 def test_a_call_that_never_comes_back_from_c_ends_the_process() -> None:
     code = f"guards.GRACE = 0.3\nwith guards.TimeLimit(0.3, RuntimeError)('the game'):\n    {FOREVER}"
     process = in_a_process(code)
@@ -191,6 +204,12 @@ def test_metrics_wait_for_room(tmp_path: Path) -> None:
     assert "File too large" in told[0]
     file.add({"steps": 4})
     assert [line["steps"] for line in Run(tmp_path).metrics()] == [1, 2, 3, 4]
+    with largest_file(20):
+        file.add({"steps": 5})
+        file.add({"steps": 6})
+    file.rewind(5)  # the run went back
+    file.add({"steps": 7})
+    assert [line["steps"] for line in Run(tmp_path).metrics()] == [1, 2, 3, 4, 5, 7]
 
 
 # TensorStore tells of further failed writes after Orbax has closed its event loop.
@@ -320,9 +339,12 @@ def test_a_checkpoint_whose_score_cannot_be_played_is_written_without(
 
 
 def test_scores_are_not_played_on_the_environment_that_is_trained_on(runs: Path) -> None:
-    made = make_env(Toy, 2)
+    made: Any = make_env(Toy, 2)
+    ours = SimpleNamespace(
+        spec=made.spec, num_envs=2, reset=made.reset, step=made.step, close=made.close
+    )  # our interface, and nothing that says how to make another
     with pytest.raises(ConfigError, match="already made, so that there is no other"):
-        train(ppo_config(checkpoints_best="cat:self"), env=made, name="faults-made", root=runs, progress=False)
+        train(ppo_config(checkpoints_best="cat:self"), env=ours, name="faults-made", root=runs, progress=False)
 
 
 def test_what_is_not_deleted_is_written_all_the_same(

@@ -13,6 +13,7 @@ import pytest
 from helpers import Toy, arrays, as_if_on_a_gpu, tiny_config, toy_config, wm_rnd_config
 
 from codream import Config, make_env, train
+from codream.algorithms import algorithm
 from codream.config import UNREAD
 from codream.training import HostDriver, choose, driver_for, learn
 
@@ -20,7 +21,7 @@ from codream.training import HostDriver, choose, driver_for, learn
 @pytest.mark.parametrize(
     ("env", "part"),
     [
-        ("butterfly:cooperative_pong", "rec"),
+        pytest.param("butterfly:cooperative_pong", "rec", marks=pytest.mark.slow),
         pytest.param("jaxmarl:smax_3m", "mask", marks=pytest.mark.slow),
         pytest.param("jaxmarl:MPE_simple_tag_v3", "team", marks=pytest.mark.slow),
     ],
@@ -44,8 +45,15 @@ def test_a_few_updates(env: str, part: str) -> None:
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
 
 
-@pytest.mark.parametrize("uneven", [False, True])
-@pytest.mark.parametrize("async_collect", [False, True])
+@pytest.mark.parametrize(
+    ("uneven", "async_collect"),
+    [
+        (False, False),
+        (True, True),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.slow),
+    ],
+)
 def test_updates_that_the_host_counts(
     uneven: bool, async_collect: bool, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,4 +156,33 @@ def test_runs_that_differ_in_what_no_program_reads_share_programs(algo: str) -> 
 
 def test_a_run_that_cannot_learn_says_so(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(toy_config(total_steps=40, warmup=40), env=Toy, name="warm", root=runs, progress=False)
-    assert "nothing will be learned: total_steps (40) is not above warmup (40)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "will be learned: the first update comes after 40 steps (warmup is 40" in said
+    assert "total_steps is 40" in said
+
+
+@pytest.mark.parametrize(
+    ("config", "first"),
+    [
+        (toy_config(warmup=500), 500),
+        # Four sequences of 8 steps: two of each agent from 4 copies, which need 16 rows.
+        (dataclasses.replace(tiny_config(), warmup=0), 64),
+        (wm_rnd_config(), 16),
+    ],
+)
+def test_the_first_update_comes_when_it_is_said_to(config: Config, first: int) -> None:
+    env = make_env(Toy, num_envs=config.num_envs)
+    learner = algorithm(config)
+    config = config.resolve(env.spec)
+    said = learner.first_update(env.spec, config)
+    assert said == first
+    if learner.updates_due is None:
+        assert said == config.ppo.rollout * config.num_envs
+        return
+    steps = next(n for n in range(0, 10_000, config.num_envs) if sum(due(learner, n, env.spec, config)) > 0)
+    assert steps == said
+
+
+def due(learner: Any, steps: int, spec: Any, config: Config) -> tuple[int, int]:
+    filled = min(steps // config.num_envs, config.replay_rows)
+    return learner.updates_due(10 * steps, 0, filled, spec, config) if steps >= config.warmup else (0, 0)

@@ -142,7 +142,10 @@ def _nvidia() -> list[tuple[str, str]]:
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs
+        return []
     rows = [line.split(",") for line in done.stdout.splitlines() if "," in line]
     return [(row[0].strip(), row[1].strip()) for row in rows] if done.returncode == 0 else []
 

@@ -20,7 +20,7 @@ from codream.compiled import quick_jit
 from codream.config import Config
 from codream.envs import EnvSpec, TimeStep
 from codream.envs.own import apart
-from codream.runs import Run, build_env
+from codream.runs import Run, build_beside
 from codream.training import driver_for
 
 __all__ = ["Agents", "Player", "load"]
@@ -44,7 +44,7 @@ def load(
 
     def make(copies: int, **options: Any) -> Any:
         config = dataclasses.replace(found.config, env_kwargs={**found.config.env_kwargs, **options})
-        return build_env(config, copies, env)
+        return build_beside(config, copies, env)
 
     one = make(1)
     run.refuse_other_environment(found.spec, one.spec)

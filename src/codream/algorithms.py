@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from codream import matwm, wm_rnd
 from codream.config import Config
@@ -49,6 +49,14 @@ class Algorithm(Protocol):
         collect: bool = True,
         greedy: bool = False,
     ) -> tuple[Int[Array, "copies agents"], Any]: ...
+
+    def as_they_are(self, memory: Any) -> Bool[Array, " copies"] | bool:
+        """In which copies every agent plays its current policy, not a random or an earlier one."""
+        ...
+
+    def first_update(self, spec: EnvSpec, config: Config) -> int:
+        """Environment steps before anything is learned, at most."""
+        ...
 
     def observe(self, state: Any, here: TimeStep, action: Int[Array, "copies agents"], there: TimeStep) -> Any: ...
 

@@ -163,7 +163,9 @@ def write(
 
 def _sync(path: Path) -> None:
     """Wait until a file, or a folder's list of files, is on the disk."""
-    opened = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    opened = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(opened)
     finally:

@@ -107,6 +107,8 @@ def _typed(args: list[str]) -> tuple[str, ...]:
 
 def _train(command: Train) -> None:
     config = _config(command)
+    if command.episodes < 0:
+        raise ConfigError(f"--episodes must be 0 (no table) or more, got {command.episodes}")
     if command.coordinator is not None:
         join(command.coordinator, command.processes, command.process)
     elif command.processes is not None or command.process is not None:
@@ -128,14 +130,15 @@ def _train(command: Train) -> None:
     leave()
     if not is_first():
         return
-    for run in runs:
-        if command.episodes:
+    try:
+        for run in runs if command.episodes else ():
             result = evaluate(load(run, env=env), episodes=command.episodes)
             Console().print(result.table())
             _report_after(run, result, env)
-    for run in runs:
-        print(f"The run lies in {run.path}")
-        print(f"  see what it learned: open {run.path / 'report.html'}")
+    finally:  # it is trained, whatever goes wrong with playing
+        for run in runs:
+            print(f"The run lies in {run.path}")
+            print(f"  see what it learned: open {run.path / 'report.html'}")
     if len(runs) > 1:
         print(f"See them side by side: codream compare {shlex.join(str(run.path) for run in runs)}")
     else:
@@ -195,6 +198,8 @@ def _watch(command: Watch) -> None:
 
 def _inspect(command: Inspect) -> None:
     config = _config(command)
+    if command.run is not None and config != preset("small"):
+        raise ConfigError(f"--run {command.run} is shown as it was trained; give no other options with it")
     Console().print(inspect(config if command.run is None else command.run, env=_env(command), root=command.root))
 
 

@@ -92,7 +92,8 @@ class Report:
     quick: bool = False
     """Play nothing: only what training logged, and what an earlier report measured."""
     episodes: int | None = None
-    """Episodes of every pairing, and for the world model. Unset: 40, fewer where the environment is slow."""
+    """Episodes of every pairing, and for the world model (images: 4 at most). Unset: 40, fewer where the environment is
+    slow."""
     env_from: EnvFrom = None
     """What makes its environment, where that is one of your own."""
     root: str = "runs"
@@ -131,7 +132,8 @@ class Watch:
     episodes: int = 3
     """Episodes."""
     dream: bool = True
-    """Beside each episode, what an agent imagined from its start on."""
+    """Beside each episode, what an agent imagined from its start on; not where the environment's own pictures are
+    shown."""
     agent: str | None = None
     """Whose dream. Unset: the first agent's."""
     greedy: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any, Literal
 
 from codream.config_matwm import AgentConfig, PartnerConfig, ReplayConfig, WorldModelConfig
@@ -49,9 +50,9 @@ class Config:
     env: str = "simple_tag"
     """Environment, e.g. simple_tag, mpe2:simple_spread_v3, jaxmarl:smax_3m."""
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-    """Keyword arguments of the environment."""
-    preset: str = "small"
-    """The preset this configuration started from."""
+    """Keyword arguments of the environment: what JSON can hold, as a run keeps them in a file."""
+    preset: str = "own"
+    """The preset this configuration started from; `own`: none."""
     seed: int = 0
     """Of everything random: nets, environment, actions, what is drawn for learning."""
     num_envs: int = 1
@@ -64,7 +65,7 @@ class Config:
     """Environment steps, over all copies; a few more where episodes that still run are finished, or on in-graph
     environments up to a chunk of 16 steps of every copy."""
     warmup: int = 1_000
-    """Steps with uniformly random actions before anything is trained."""
+    """Steps with uniformly random actions. Training begins after them, once the buffer has enough for a batch."""
     world_model_every: float = 1.0
     """Environment steps for each world-model update; below 1 there are several a step."""
     agents_every: float = 1.0
@@ -113,6 +114,13 @@ class Config:
             check(self)
         except ValueError as err:
             raise ConfigError(str(err)) from None
+        try:  # as config.json will have them: a tuple becomes a list
+            object.__setattr__(self, "env_kwargs", json.loads(json.dumps(self.env_kwargs)))
+        except (TypeError, ValueError) as err:
+            raise ConfigError(
+                f"env_kwargs can hold what JSON can, as a run keeps them in a file ({err}); give other keywords to an "
+                "environment of your own: env=lambda: Game(keyword=…), on the command line --env-from"
+            ) from None
         _check_numbers(self)
         _check_design(self)
 
@@ -139,7 +147,14 @@ class Config:
                 self.agents, horizon=self.agents.horizon or horizon, starts=self.agents.starts or starts
             ),
         )
-        resolved._check_shares()
+        resolved._check_shares(n)
+        windows, share = self.num_envs * (self.replay_rows // (2 * self.world_model.length)), batch // n
+        if windows < share:
+            raise ConfigError(
+                f"replay.capacity {self.replay.capacity} is too small: a batch has {share} sequences of each agent, of "
+                f"world_model.length {self.world_model.length}, none of which overlap, wherever the others lie; use at "
+                f"least {2 * self.world_model.length * -(-share // self.num_envs) * self.num_envs}"
+            )
         return resolved
 
     def for_programs(self) -> Config:
@@ -148,12 +163,14 @@ class Config:
         default, unread = Config(), [*UNREAD, *(["total_steps"] if self.algo == "matwm" else [])]
         return dataclasses.replace(self, **{name: getattr(default, name) for name in unread})
 
-    def _check_shares(self) -> None:
+    def _check_shares(self, agents: int) -> None:
         for name, size in {"world_model.batch": self.world_model.batch, "agents.starts": self.agents.starts}.items():
             if size is not None and size % self.devices:
+                together = math.lcm(agents, self.devices) if name == "world_model.batch" else self.devices
                 raise ConfigError(
-                    f"{name} must be a multiple of devices, so that each gets an equal share; got {size} and "
-                    f"{self.devices}"
+                    f"{name} must be a multiple of devices, so that each gets an equal share; got {size}"
+                    + (f" (a multiple of the {agents} agents)" if together > self.devices else "")
+                    + f" and {self.devices}; the nearest: {max(together, round(size / together) * together)}"
                 )
 
     def _resolve_wm_rnd(self, spec: EnvSpec) -> Config:

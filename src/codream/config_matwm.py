@@ -59,7 +59,7 @@ class WorldModelConfig:
     scale_actions: bool = True
     """Ablation switch: ã = a + the number of actions of all agents before, so that ids never overlap."""
     batch: int = 16
-    """Sequences in a world-model batch, shared out equally over the agents."""
+    """Sequences in a world-model batch, shared out equally over the agents: the nearest multiple of their number."""
     length: int = 64
     """Steps in a sequence."""
     lr: float = 3e-5

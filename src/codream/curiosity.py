@@ -79,6 +79,7 @@ class Curiosity(eqx.Module):
     individual: Pair | None  # stacked on a leading agent axis
     obs: Moments  # of all agents' observations together
     returns: Moments  # of discounted sums of errors, per agent
+    real: tuple[tuple[bool, ...], ...] | None = eqx.field(static=True)  # each agent's entries; None of images
 
 
 def init_curiosity(spec: EnvSpec, config: CuriosityConfig, key: PRNGKeyArray) -> Curiosity | None:
@@ -94,12 +95,14 @@ def init_curiosity(spec: EnvSpec, config: CuriosityConfig, key: PRNGKeyArray) ->
         else None,
         obs=Moments.empty(spec.obs_shape),
         returns=Moments.empty((spec.num_agents,)),
+        real=None if spec.is_image else tuple(map(tuple, spec.obs_valid.tolist())),
     )
 
 
 def _normalised(curiosity: Curiosity, obs: Shaped[Array, "n agents *shape"]) -> Float[Array, "n agents *shape"]:
     moments = curiosity.obs
-    return jnp.clip((obs.astype(jnp.float32) - moments.mean) / moments.scale, -CLIP, CLIP)
+    x = jnp.clip((obs.astype(jnp.float32) - moments.mean) / moments.scale, -CLIP, CLIP)
+    return x if curiosity.real is None else jnp.where(jnp.asarray(curiosity.real), x, 0.0)
 
 
 def errors(
@@ -143,8 +146,11 @@ def bonus(
 
 def see(curiosity: Curiosity, obs: Shaped[Array, "n agents *shape"], valid: Bool[Array, "n agents"]) -> Curiosity:
     """Count the valid observations in the scale of what goes in."""
-    flat = obs.astype(jnp.float32).reshape(-1, *obs.shape[2:])
-    where = jnp.broadcast_to(valid.reshape(-1, *[1] * (obs.ndim - 2)), flat.shape)
+    merge = lambda x: x.reshape(-1, *obs.shape[2:])  # noqa: E731
+    where = jnp.broadcast_to(valid.reshape(*valid.shape, *[1] * (obs.ndim - 2)), obs.shape)
+    if curiosity.real is not None:  # padding says nothing of the entries of those who have them
+        where = where & jnp.asarray(curiosity.real)
+    flat, where = merge(obs.astype(jnp.float32)), merge(where)
     return eqx.tree_at(lambda c: c.obs, curiosity, curiosity.obs.seen(flat, where))
 
 

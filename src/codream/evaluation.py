@@ -31,6 +31,7 @@ from codream.social import Outcomes, Social
 __all__ = ["CrossPlay", "Row", "as_host", "evaluate", "play", "stage"]
 
 MOST_COPIES = 100  # of the environment, played together
+LONGEST = 20_000  # steps of an episode: one that still goes on then may never end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Row:
     """Mean return of each agent per episode."""
     stderr: dict[str, float]
     """Standard error of that mean."""
+    side_stderr: dict[str, float]
+    """Standard error of the mean return of one agent of each side. (Agents share episodes, so it is not the mean of
+    theirs.)"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +72,13 @@ class CrossPlay:
     """Social outcomes of self-play, where all agents are of one side."""
 
     def to_json(self) -> dict[str, Any]:
-        """`{"environment", "episodes", "rows": [{"sides", "returns", "stderr"}]}`, plain values; with one side also
-        `"social": {"efficiency", "equality", "sustainability", "cooperation"}`, each [mean, standard error]."""
+        """`{"environment", "episodes", "rows": [{"sides", "returns", "stderr", "side_stderr"}]}`, plain values; with
+        one side also `"social": {"efficiency", "equality", "sustainability", "cooperation"}`, each [mean, standard
+        error]."""
         rows = [dataclasses.asdict(row) for row in self.rows]
         for row in rows:  # one episode has no standard error, and JSON no NaN
-            row["stderr"] = {a: None if math.isnan(x) else x for a, x in row["stderr"].items()}
+            for name in ("stderr", "side_stderr"):
+                row[name] = {a: None if math.isnan(x) else x for a, x in row[name].items()}
         found = {"environment": self.environment, "episodes": self.episodes, "rows": rows}
         return found if self.social is None else {**found, "social": self.social.to_json()}
 
@@ -88,12 +94,7 @@ class CrossPlay:
         raise KeyError(f"no row has the sides {players}; played were {played}")
 
     def _of_side(self, row: Row, side: str) -> tuple[float, float]:
-        members = self.members[side]
-        # Agents of one side share episodes, so their errors are not averaged out.
-        return (
-            float(np.mean([row.returns[agent] for agent in members])),
-            float(np.mean([row.stderr[agent] for agent in members])),
-        )
+        return float(np.mean([row.returns[agent] for agent in self.members[side]])), row.side_stderr[side]
 
     def table(self) -> Table:
         """Two sides: a matrix, one cell per pairing. Otherwise a row per line-up."""
@@ -152,7 +153,7 @@ def evaluate(
     episodes: int = 400,
     seeds: int = 1,
     greedy: bool = False,
-    against: Sequence[str | Path] | None = None,
+    against: str | Path | Run | Sequence[str | Path | Run] | None = None,
     checkpoint: int | str | None = None,
     env: Any = None,
     root: str | Path = "runs",
@@ -162,7 +163,7 @@ def evaluate(
 
     `episodes` are played for each of `seeds` seeds in every pairing. `greedy`: the most probable action
     instead of a sampled one (the references and other runs too). `against`: names of references (`random`,
-    `still`, `chase`, `flee`, where a side has them) and run folders; all references if not given. With three
+    `still`, `chase`, `flee`, where a side has them) and runs, one or several; all references if not given. With three
     or more sides, all others are replaced at once. `checkpoint`: of the run, by its step or `best`. `env`: the
     environment as an object, where the run was trained on one. `root`: where runs that are given by name are.
 
@@ -173,14 +174,15 @@ def evaluate(
             raise ConfigError(f"{what} must be 1 or more, got {value}")
     if not isinstance(agents, Agents):
         agents = load(agents, checkpoint=checkpoint, env=env, root=root)
+    elif checkpoint is not None:
+        raise ConfigError("checkpoint is of a run; these agents are loaded already: codream.load(run, checkpoint=…)")
     began = time.monotonic()
     spec = agents.spec
     opponents = _opponents(spec, against, greedy, env, root)
     line_ups = _line_ups(spec, agents.player(greedy=greedy), opponents)
-    copies = min(episodes, MOST_COPIES)
-    host = stage(agents, copies)
+    host = stage(agents, min(episodes, MOST_COPIES))
     rows = []
-    outcomes = Outcomes(spec.agents, copies) if len(spec.sides) == 1 else None
+    outcomes = Outcomes(spec.agents, host.num_envs) if len(spec.sides) == 1 else None
     with Bar("evaluate", len(line_ups) * seeds * episodes, unit="episodes", show=progress) as bar:
         for sides, players in line_ups:
             bar.note(", ".join(f"{side} {name}" for side, name in sides.items()))
@@ -209,11 +211,14 @@ def evaluate(
 
 
 def _row(spec: EnvSpec, sides: dict[str, str], returns: Float[np.ndarray, "episodes agents"]) -> Row:
-    error = returns.std(axis=0, ddof=1) / math.sqrt(len(returns)) if len(returns) > 1 else returns[0] * math.nan
+    def error(x: Float[np.ndarray, " episodes"]) -> float:
+        return float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+
     return Row(
         sides=sides,
         returns=dict(zip(spec.agents, returns.mean(axis=0).tolist(), strict=True)),
-        stderr=dict(zip(spec.agents, error.tolist(), strict=True)),
+        stderr={agent: error(returns[:, i]) for i, agent in enumerate(spec.agents)},
+        side_stderr={side: error(returns[:, list(i)].mean(axis=1)) for side, i in spec.sides.items()},
     )
 
 
@@ -241,7 +246,11 @@ def _line_ups(spec: EnvSpec, me: Any, opponents: dict[str, dict[str, Any]]) -> l
 
 
 def _opponents(
-    spec: EnvSpec, against: Sequence[str | Path] | None, greedy: bool, env: Any, root: str | Path
+    spec: EnvSpec,
+    against: str | Path | Run | Sequence[str | Path | Run] | None,
+    greedy: bool,
+    env: Any,
+    root: str | Path,
 ) -> dict[str, dict[str, Any]]:
     """Policies by side, by the opponent's name."""
     if len(spec.sides) == 1 and against:
@@ -253,12 +262,13 @@ def _opponents(
     if against is None:
         return references
     chosen: dict[str, dict[str, Any]] = {}
-    for name in map(str, against):
+    for given in (against,) if isinstance(against, str | Path | Run) else against:
+        name = str(given.path if isinstance(given, Run) else given)
         if name in references:
             chosen[name] = references[name]
             continue
         try:
-            other = load(name, env=env, root=root)
+            other = load(given, env=env, root=root)
         except ValueError as err:
             raise ConfigError(
                 f"{name} is neither a reference ({', '.join(references)}) nor a run that can be loaded: {err}"
@@ -287,7 +297,7 @@ def play(
 
     `players`: for each side an object with `act(timestep, rng) -> actions [copies, agents]`. How many
     episodes each copy plays is fixed beforehand, so that short episodes do not count more than long ones.
-    `outcomes` also sees every step of those episodes.
+    `outcomes` also sees every step of those episodes. Raises ConfigError where an episode is longer than LONGEST.
     """
     copies, sides = env.num_envs, env.spec.sides
     quota = np.full(copies, episodes // copies) + (np.arange(copies) < episodes % copies)
@@ -296,6 +306,7 @@ def play(
     draw = lambda: seeds.integers(2**31 - 1, size=copies)  # noqa: E731
     returns: list[Float[np.ndarray, " agents"]] = []
     total = np.zeros((copies, env.spec.num_agents))
+    length = np.zeros(copies, int)
     played = np.zeros(copies, int)
     here = env.reset(draw())
     if outcomes is not None:
@@ -309,6 +320,12 @@ def play(
             actions[:, columns] = answers[id(players[side])][:, columns]
         before, here = here, env.step(actions, draw())
         total = np.where(np.asarray(before.last)[:, None], 0.0, total) + np.asarray(here.reward)
+        length = np.where(before.last, 0, length + 1)
+        if length.max() > LONGEST:
+            raise ConfigError(
+                f"an episode of {env.spec.name} has not ended after {LONGEST:,} steps, so its return cannot be told; "
+                "give the environment a time limit, e.g. --env-kwargs '{\"max_cycles\": 1000}' where it has one"
+            )
         if outcomes is not None:
             outcomes.step(np.asarray(here.reward), np.asarray(before.last), getattr(env, "choices", None))
         for c in np.flatnonzero(np.asarray(here.last) & (played < quota)):

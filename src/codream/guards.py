@@ -49,6 +49,8 @@ class LeaveRequests:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._before[number] = signal.signal(number, self._note)
         self._pipe = os.pipe()
+        if os.name == "nt":  # no such pipes there: the second signal waits for the step, as the first does
+            return self
         os.set_blocking(self._pipe[1], False)
         self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(self._pipe[0],), daemon=True).start()

@@ -98,11 +98,13 @@ def dream(
     def predicted_mask(z: Any, keys: Key[Array, " batch"]) -> Bool[Array, "batch actions"]:
         if model.mask is None:
             return exists
-        sampled = jax.vmap(jax.random.bernoulli)(keys, jax.nn.sigmoid(jax.vmap(model.mask)(z))) & exists
-        # An agent always has an action.
-        return jnp.where(sampled.any(axis=-1, keepdims=True), sampled, exists)
+        return usable(jax.vmap(jax.random.bernoulli)(keys, jax.nn.sigmoid(jax.vmap(model.mask)(z))) & exists)
 
-    mask = exists if model.mask is None else context.mask[:, -1]
+    def usable(mask: Bool[Array, "batch actions"]) -> Bool[Array, "batch actions"]:
+        """An agent always has an action."""
+        return jnp.where(mask.any(axis=-1, keepdims=True), mask, exists)
+
+    mask = exists if model.mask is None else usable(context.mask[:, -1] & exists)
     (z, _, hidden), steps = jax.lax.scan(step, (z, mask, hidden), jnp.arange(horizon))
     s_last = kept(features(z, focal, hidden)[0])
     s, latent, masks, action, reward, cont = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), steps)

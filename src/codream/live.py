@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from codream.config import Config, ConfigError
@@ -86,7 +87,7 @@ class Live:
         if self._events is not None:
             self._try(lambda events: events.close())
             self._events = None
-        self._try(lambda _: None, purge=begun + 1 if begun else None)
+        self._try(lambda _: None, purge=begun + 1)
 
     def _try(self, write: Callable[[_Events], None], purge: int | None = None) -> None:
         try:
@@ -212,7 +213,7 @@ def live_table(means: Mapping[str, float], spec: EnvSpec) -> Table:
             values = [means.get(column.metric.format(spec.agents[i]), math.nan) for i in members]
             mean = float(np.mean(values))
             cells.append(f"{mean:.{column.digits}f}" if math.isfinite(mean) else "–")
-        table.add_row(side, *cells)
+        table.add_row(escape(side), *cells)
     parts = [
         f"{name} {means[f'world_model/{key}']:.3g}"
         for key, name in (("loss", "loss"), ("dyn", "dynamics"), ("reward", "reward"), ("team", "teammates"))

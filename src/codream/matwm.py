@@ -1,7 +1,7 @@
 """MATWM: init, act, observe, update (Deihim, Alonso and Apostolopoulou 2025, arXiv:2506.18537, Algorithm 2).
 
-Four pure functions over one typed state, and `updates_due`, which a host may ask as well. The drivers know nothing else
-about the algorithm.
+Pure functions over one typed state; `first_update` and `updates_due` a host may ask as well. The drivers know nothing
+else about the algorithm.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from codream.actor_critic import Actor, Agents, improve, init_agents, log_policy
 from codream.config import Config, WorldModelConfig
@@ -27,7 +27,7 @@ from codream.mesh import everywhere, on_shares, total
 from codream.metrics import Metrics, repeat
 from codream.optimisers import clip, norm, update_ratio
 from codream.pieces import mapped, pieces
-from codream.players import RANDOM, Past, draw_players, past_log_probs, snapshot
+from codream.players import CURRENT, RANDOM, Past, draw_players, past_log_probs, snapshot
 from codream.replay import Replay, sample_recent, sample_starts, sequences
 from codream.world_model import Hidden, Sequence, WorldModel, world_model_loss
 
@@ -36,6 +36,8 @@ __all__ = [
     "Metrics",
     "State",
     "act",
+    "as_they_are",
+    "first_update",
     "init",
     "init_memory",
     "observe",
@@ -195,6 +197,11 @@ def act(
     return action, Memory(hidden, player)
 
 
+def as_they_are(memory: Memory) -> Bool[Array, " copies"]:
+    """In which copies every agent plays its current policy, not a random or an earlier one."""
+    return jnp.all(memory.player == CURRENT, axis=-1)
+
+
 def observe(state: State, here: TimeStep, action: Int[Array, "copies agents"], there: TimeStep) -> State:
     """Store one step of every copy, and count the environment steps (a reset is none)."""
     taken = jnp.sum(~jnp.asarray(here.last)).astype(jnp.int32)
@@ -203,6 +210,13 @@ def observe(state: State, here: TimeStep, action: Int[Array, "copies agents"], t
         state,
         (state.replay.add(here, action, there), state.steps + taken),
     )
+
+
+def first_update(spec: EnvSpec, config: Config) -> int:
+    """Environment steps before the first update, at most: the warm-up, and as many as a first batch needs."""
+    share = config.world_model.batch // spec.num_agents
+    rows = 2 * config.world_model.length * -(-share // config.num_envs)
+    return max(config.warmup, min(rows, config.replay_rows) * config.num_envs)
 
 
 def updates_due(steps: N, due_from: N, filled: N, spec: EnvSpec, config: Config) -> tuple[N, N]:
@@ -309,7 +323,8 @@ def _imagined_bonus(
     curiosity, spec = state.curiosity, state.spec
     if curiosity is None:
         return None, None
-    obs = jax.vmap(jax.vmap(jax.vmap(state.world_model.representation.decode)))(imagined.latent[:, :, 1:])
+    later = jax.tree.map(lambda x: x[:, :, 1:], imagined.latent)
+    obs = jax.vmap(jax.vmap(jax.vmap(state.world_model.representation.decode)))(later)
     if not spec.is_image:
         obs = jnp.where(jnp.asarray(spec.obs_valid)[:, None, None], obs, 0.0)
     obs = jnp.moveaxis(obs, (0, 2), (2, 0))  # [horizon, starts, agents, …]

@@ -22,9 +22,9 @@ class Moments(eqx.Module):
 
     @property
     def scale(self) -> Float[Array, "*s"]:
-        """The standard deviation; 1 where nothing has varied yet."""
+        """The standard deviation; 1 where nothing has varied yet, but for the rounding of sums."""
         std = jnp.sqrt(self.variance)
-        return jnp.where(std > 1e-6, std, 1.0)
+        return jnp.where(std > 1e-6 * jnp.maximum(1.0, jnp.abs(self.mean)), std, 1.0)
 
     def seen(self, x: Float[Array, "n *s"], where: Bool[Array, "n *s"]) -> Moments:
         """After the rows of `x`, without the entries at which `where` is false."""

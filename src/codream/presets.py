@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Callable
+from typing import Any
 
 from codream.config import (
     AgentConfig,
@@ -17,7 +19,7 @@ from codream.config import (
 )
 from codream.reading import flat
 
-__all__ = ["PRESETS", "preset", "reads", "refuse_unread"]
+__all__ = ["PRESETS", "idle", "preset", "reads", "refuse_unread"]
 
 _PAPER = Config(preset="paper", world_model=WorldModelConfig(latent="categorical"))
 _SUMMARY = Config(
@@ -143,9 +145,36 @@ def reads(algo: str, option: str) -> bool:
 
 def refuse_unread(config: Config) -> None:
     """Raise ConfigError where an option of the other learner was changed, as it would do nothing."""
-    usual = [flat(PRESETS.get(config.preset, config)), flat(Config())]
-    for name, value in flat(config).items():
-        if not reads(config.algo, name) and all(value != one[name] for one in usual):
+    for name, value in _asked_for(config).items():
+        if not reads(config.algo, name):
             raise ConfigError(
                 f"{name}={value} was asked for, but algo={config.algo} does not read it, only the other learner does"
             )
+
+
+def idle(config: Config) -> list[str]:
+    """Of each option that was changed and does nothing as others stand, why, in a sentence. It may be meant: in a sweep
+    over the other option."""
+    told = []
+    for name, value in _asked_for(config).items():
+        for beginning, (off, switch) in _SWITCHES.items():
+            if name.startswith(beginning) and name != switch and off(config):
+                told.append(f"{name}={value} does nothing while {switch} is {flat(config)[switch]}")
+    return told
+
+
+_SWITCHES: dict[str, tuple[Callable[[Config], bool], str]] = {
+    "curiosity.": (lambda c: c.curiosity.kind == "none", "curiosity.kind"),
+    "projection.": (lambda c: c.algo == "wm_rnd" and c.projection.coef == 0, "projection.coef"),
+    "world_model": (lambda c: c.algo == "wm_rnd" and c.projection.coef == 0, "projection.coef"),
+    "partners.past_": (lambda c: c.partners.past_share == 0, "partners.past_share"),
+    "replay.decay": (lambda c: c.replay.uniform, "replay.uniform"),
+    "checkpoints_best_episodes": (lambda c: c.checkpoints_best is None, "checkpoints_best"),
+}
+"""How the options of a name begin that do nothing, when, and which other option switches them on."""
+
+
+def _asked_for(config: Config) -> dict[str, Any]:
+    """The options that are neither as the preset has them nor as they are by themselves."""
+    usual = [flat(PRESETS.get(config.preset, Config())), flat(Config())]
+    return {name: value for name, value in flat(config).items() if all(value != one[name] for one in usual)}

@@ -55,7 +55,7 @@ class Bar:
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=self.console,
                 refresh_per_second=4,
                 speed_estimate_period=60,
@@ -74,7 +74,9 @@ class Bar:
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
         if self._show:
-            (self._live.console if self._live else self.console).print(text, highlight=False, soft_wrap=True)
+            (self._live.console if self._live else self.console).print(
+                text, markup=False, highlight=False, soft_wrap=True
+            )
 
     def warn(self, text: str) -> None:
         """A line that must be seen: without a bar it goes to the standard error."""

@@ -216,7 +216,8 @@ def projection_loss(mine: Learner, imagined: Imagined, config: Config) -> tuple[
     policy, metrics = clipped_loss(log_prob - imagined.log_prob, advantage, weight[..., None], config.ppo)
     values = jax.vmap(jax.vmap(mine.projected_value))(imagined.trajectory.x[:, :-1])
     critic = 0.5 * jnp.sum(weight * (values - imagined.target) ** 2)
-    metrics = {f"projected_{name}": x for name, x in metrics.items()} | {"projected_critic_loss": critic}
+    copies = log_prob.shape[-1]
+    metrics = {f"projected_{name}": x / copies for name, x in metrics.items()} | {"projected_critic_loss": critic}
     return config.projection.coef * policy + config.ppo.value_weight * critic, metrics
 
 

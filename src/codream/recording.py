@@ -157,6 +157,7 @@ class Record(Tally):
     def roll_back(self, steps: int) -> None:
         super().roll_back(steps)
         retention.set_aside(self.run.checkpoints, steps)
+        self.metrics.rewind(steps)
         self.run.rewind(self.config, steps)
         self.live.rewind(steps)
 

@@ -11,6 +11,7 @@ runs/<name>/config.json      the exact configuration
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.metadata
@@ -32,11 +33,21 @@ except ImportError:  # Windows: two processes on one folder are not noticed
     fcntl = None
 
 from codream.config import Config, ConfigError
-from codream.envs import EnvSpec, GraphEnv, HostEnv, UnknownEnvironment, is_graph, make_env
+from codream.envs import (
+    EnvironmentFailure,
+    EnvSpec,
+    GraphEnv,
+    HostEnv,
+    TimeStep,
+    UnknownEnvironment,
+    is_graph,
+    make_env,
+)
 from codream.envs.own import place_of
 from codream.envs.workers import workers_for
+from codream.guards import TimeLimit
 
-__all__ = ["Run", "RunError", "build_env", "default_name", "library_versions", "replace_text"]
+__all__ = ["Run", "RunError", "build_beside", "build_env", "default_name", "library_versions", "replace_text"]
 
 _LIBRARIES = (
     "codream",
@@ -171,6 +182,11 @@ class Run:
         return self.path / "checkpoints"
 
     @property
+    def measured(self) -> Path:
+        """What the latest report measured by playing."""
+        return self.path / "measured.json"
+
+    @property
     def config(self) -> Config:
         """The configuration it was started with or last resumed with."""
         try:
@@ -267,10 +283,14 @@ class Run:
         return found
 
     def rewind(self, config: Config, steps: int) -> None:
-        """Before going on from `steps`: keep `config`, and drop metrics of steps that will be taken anew."""
+        """Before going on from `steps`: keep `config`, and drop metrics of steps that will be taken anew, and what was
+        measured after them."""
         replace_text(self.path / "config.json", config.to_json() + "\n")
         kept = [line for line in self.metrics() if line["steps"] <= steps]
         replace_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(self.measured.read_text(encoding="utf-8"))["steps"] > steps:
+                self.measured.unlink()
 
     def remove(self) -> None:
         """Delete the folder."""
@@ -321,10 +341,49 @@ def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEn
         if named is not None and is_graph(made):
             _GRAPHS[named] = made
         return made
-    except UnknownEnvironment:
+    except (UnknownEnvironment, ModuleNotFoundError, EnvironmentFailure):
         raise
-    except (TypeError, ValueError) as err:
-        raise ConfigError(f"the environment {config.env if env is None else env} cannot be used: {err}") from err
+    except Exception as err:
+        if env is not None and not isinstance(err, TypeError | ValueError):
+            raise  # of one's own code one wants to see where
+        said = str(err) if isinstance(err, TypeError | ValueError) else f"{type(err).__name__}: {err}"
+        asked = f" with {config.env_kwargs}" if config.env_kwargs else ""
+        raise ConfigError(
+            f"the environment {config.env if env is None else env}{asked} cannot be used: {said}"
+        ) from err
+
+
+def build_beside(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEnv:
+    """`build_env` for playing beside training or after it, where no driver watches over a host environment: its own
+    `reset` and `step` raise EnvironmentFailure after `config.env_time_limit` seconds."""
+    made = build_env(config, copies, env)
+    if isinstance(made, HostEnv) and config.env_time_limit:
+        return _Timed(made, TimeLimit(config.env_time_limit, EnvironmentFailure))
+    return made
+
+
+class _Timed:
+    """A host environment as it is, but for the time that `reset` and `step` may take."""
+
+    def __init__(self, env: HostEnv, limit: TimeLimit):
+        self._env, self._limit = env, limit
+        self.spec, self.num_envs = env.spec, env.num_envs
+
+    def close(self) -> None:
+        self._env.close()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # of one that is being copied
+            raise AttributeError(name)
+        return getattr(self._env, name)
+
+    def reset(self, seeds: Any) -> TimeStep:
+        with self._limit(f"reset of {self.spec.name}"):
+            return self._env.reset(seeds)
+
+    def step(self, actions: Any, seeds: Any) -> TimeStep:
+        with self._limit(f"step of {self.spec.name}"):
+            return self._env.step(actions, seeds)
 
 
 # ------------------------------------------------------------------------------------------ what it ran on

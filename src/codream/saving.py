@@ -59,10 +59,14 @@ class MetricsFile:
         self._waiting, self._told = [], False
         return True
 
+    def rewind(self, steps: int) -> None:
+        """Lines of later steps wait no longer."""
+        self._waiting = [line for line in self._waiting if json.loads(line)["steps"] <= steps]
+
     def sync(self) -> None:
         """See to it that what was written survives a crash of the machine."""
         if self._path.exists():
-            with self._path.open("rb") as file:
+            with self._path.open("r+b") as file:  # Windows syncs only what may be written
                 os.fsync(file.fileno())
 
 

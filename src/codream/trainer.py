@@ -13,6 +13,7 @@ import jax
 
 from codream import checkpoint as checkpoints
 from codream import retention
+from codream.algorithms import algorithm
 from codream.checkpoint import Checkpoint
 from codream.config import KEEPING, Config, ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv
@@ -22,18 +23,18 @@ from codream.health import TrainingDiverged
 from codream.hosts import SharedEnv, is_first, most, number, perhaps_from_first, text_from_first
 from codream.live import Live, WandbMode
 from codream.loop import Loop
-from codream.presets import preset, refuse_unread
+from codream.presets import idle, preset, refuse_unread
 from codream.progress import Bar, to_stderr
 from codream.reading import changes
 from codream.recording import Record, Tally
 from codream.report import report
 from codream.report.peek import Peek
-from codream.runs import Run, RunError, build_env, default_name
+from codream.runs import Run, RunError, build_beside, build_env, default_name
 from codream.scoring import Scorer
 from codream.together import Alone, Runs, Together
 from codream.training import GraphDriver, HostDriver, Runner, driver_for
 
-__all__ = ["CHANGEABLE", "TrainingDiverged", "environment_of", "train", "train_seeds"]
+__all__ = ["CHANGEABLE", "TrainingDiverged", "environment_of", "named", "train", "train_seeds"]
 
 CHANGEABLE = (
     "total_steps",
@@ -65,7 +66,7 @@ def train(
     """Train in a new folder `root/name`, or go on with the run `resume`. Returns the run.
 
     `config`: preset `small` if not given; when resuming, the run's own, and only the options in `CHANGEABLE`
-    may differ from it. `env`: an environment as an object (see `make_env`), instead of the one that
+    may differ from it. `env`: an environment as an object (see `make_env`), or another name, instead of the one that
     `config.env` names. `name`: made from environment, preset and seed if not given. `checkpoint`: resume
     from the checkpoint at this step instead of the latest; later ones are set aside. `wandb`: `offline` or
     `online` also logs to Weights & Biases. `peek`: now and then, in at most 3 % of the time, play a little and
@@ -89,6 +90,7 @@ def train(
     _refuse_name(name, resume)
     resumed = None if resume is None else Run.open(resume, root)
     config = config or (preset("small") if resumed is None else resumed.config)
+    config, env = named(config, env)
     if resumed is not None and resumed.by_object and env is None:
         raise resumed.needs_its_environment()
     request = _Request(config, name, resumed, checkpoint)
@@ -120,6 +122,7 @@ def train_seeds(
     _refuse_name(name, resume)
     first = None if resume is None else Run.open(resume, root)
     config = config or (preset("small") if first is None else first.config)
+    config, env = named(config, env)
     if number() > 1:
         raise ConfigError("several seeds are trained together on one host, not on the hosts of a run")
     if config.devices != 1:
@@ -139,6 +142,11 @@ def train_seeds(
         )
     runs = _trained(requests, env, root, progress, "off", peek)
     return sorted([*done, *runs], key=lambda run: run.config.seed)
+
+
+def named(config: Config, env: Any) -> tuple[Config, Any]:
+    """A name that is given as the environment stands in the configuration like any other."""
+    return (dataclasses.replace(config, env=env), None) if isinstance(env, str) else (config, env)
 
 
 def _refuse_name(name: str | None, resume: Any) -> None:
@@ -173,13 +181,13 @@ def _trained(
     if requests[0].resumed is None:
         refuse_unread(requests[0].config)
     made, config = environment_of(requests[0].config, env)
-    only = made is env and isinstance(env, HostEnv)  # there are no other copies to play on
+    only = made is env and isinstance(env, HostEnv) and apart(env) is env  # there are no other copies to play on
     if config.checkpoints_best is not None:
         _refuse_one_of_its_kind(env, only)
     if number() > 1:
         made = _shared(made, config)
     requests = [dataclasses.replace(r, config=dataclasses.replace(config, seed=r.config.seed)) for r in requests]
-    copies = lambda n: build_env(config, n, apart(env))  # noqa: E731
+    copies = lambda n: build_beside(config, n, apart(env))  # noqa: E731
     try:
         together = _together(driver_for(made, config), config, len(requests))
         scores = [
@@ -192,11 +200,8 @@ def _trained(
             title = "train" if len(runs) == 1 else f"train {len(runs)} seeds"
             shown = progress and is_first()
             bar = stack.enter_context(Bar(title, config.total_steps, start=min(begun), show=shown))
-            if config.algo == "matwm" and config.total_steps <= config.warmup:
-                bar.warn(
-                    f"nothing will be learned: total_steps ({config.total_steps:,}) is not above warmup "
-                    f"({config.warmup:,}), the steps with random actions before training"
-                )
+            for told in _of_no_use(config, made.spec):
+                bar.warn(told)
             leave = stack.enter_context(LeaveRequests(bar.warn))
             records: list[Tally] = []
             for k, (run, request) in enumerate(zip(runs, requests, strict=True)):
@@ -216,6 +221,21 @@ def _trained(
         for run in runs:
             _draw(run)
     return runs
+
+
+def _of_no_use(config: Config, spec: EnvSpec) -> list[str]:
+    """What a user should know of a run that is allowed but will not do what it seems to be asked for."""
+    first, told = algorithm(config).first_update(spec, config), []
+    if config.total_steps <= first:
+        why = {
+            "matwm": f"warmup is {config.warmup:,}, a first batch needs twice the steps of its sequences",
+            "wm_rnd": f"a rollout is ppo.rollout × num_envs = {first:,} steps",
+        }
+        told.append(
+            f"nothing, or hardly anything, will be learned: the first update comes after {first:,} steps "
+            f"({why[config.algo]}), and total_steps is {config.total_steps:,}"
+        )
+    return told + idle(config)
 
 
 def _refuse_one_of_its_kind(env: Any, only: bool) -> None:

@@ -74,6 +74,7 @@ def learn(
     total = jnp.where(runner.here.first[:, None], 0.0, runner.episode_return)
     total = total + jnp.where(runner.here.acting, there.reward, 0.0)
     ended = jnp.asarray(there.last) & ~jnp.asarray(runner.here.last)
+    ended = ended & learner.as_they_are(choice.memory)  # what random or earlier players earn says nothing of these
     count = jnp.sum(ended)
     for i, agent in enumerate(state.spec.agents):
         metrics[f"episode/return/{agent}"] = (jnp.sum(jnp.where(ended, total[:, i], 0.0)), count)

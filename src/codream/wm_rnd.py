@@ -34,7 +34,11 @@ from codream.projection import (
 )
 from codream.rollout import Rollout, flat
 
-__all__ = ["Memory", "State", "act", "init", "init_memory", "learn", "observe", "update"]
+__all__ = ["Memory", "State", "act", "as_they_are", "first_update", "init", "init_memory", "learn", "observe", "update"]
+
+
+LEAST_ACTING = 0.25
+"""Share of a rollout's rows in which some agent acts, below which it is not learned from."""
 
 
 class State(eqx.Module):
@@ -127,6 +131,12 @@ def _each_agent(function: Any, learners: Learner, *rows: Array) -> Array:
     return eqx.filter_vmap(function, in_axes=(0, *[1] * len(rows)), out_axes=1)(learners, *rows)
 
 
+def as_they_are(memory: Memory) -> bool:
+    """Every agent plays its current policy, in every copy."""
+    del memory
+    return True
+
+
 def observe(state: State, here: TimeStep, action: Int[Array, "copies agents"], there: TimeStep) -> State:
     """Store one step of every copy, and count the environment steps (a reset is none)."""
     taken = jnp.sum(~jnp.asarray(here.last)).astype(jnp.int32)
@@ -135,6 +145,12 @@ def observe(state: State, here: TimeStep, action: Int[Array, "copies agents"], t
         state,
         (state.rollout.add(here, action, there), state.steps + taken),
     )
+
+
+def first_update(spec: EnvSpec, config: Config) -> int:
+    """Environment steps before the first update, at most: a rollout."""
+    del spec
+    return config.ppo.rollout * config.num_envs
 
 
 updates_due = None  # nothing but the rollout tells, which is on the device
@@ -150,10 +166,15 @@ def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metr
         return eqx.filter(state, eqx.is_array), values
 
     zeros = zeros_like_result(learned, params, key)[1]
-    count = state.rollout.full.astype(jnp.int32)
+    # While copies wait for each other at a checkpoint, a rollout may hold little more than rows in which nobody acts.
+    worth = jnp.mean(state.rollout.acting.any(axis=-1)) >= LEAST_ACTING
+    count = (state.rollout.full & worth).astype(jnp.int32)
     # A loop of one turn or none: unlike a branch it stays one where several seeds are mapped over.
     params, values = jax.lax.fori_loop(0, count, lambda _, carry: learned(carry[0], key), (params, zeros))
-    return eqx.combine(params, static), {name: (x, count) for name, x in values.items()}
+    state = eqx.combine(params, static)
+    unread = jnp.where(state.rollout.full, 0, state.rollout.filled)
+    state = eqx.tree_at(lambda s: s.rollout.filled, state, unread)
+    return state, {name: (x, count) for name, x in values.items()}
 
 
 # ------------------------------------------------------------------------------------------ learning

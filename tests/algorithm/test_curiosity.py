@@ -97,6 +97,19 @@ def test_invalid_observations_teach_nothing():
     assert not np.array_equal(at_every_place(after, config)[:, 0], at_every_place(before, config)[:, 0])
 
 
+def test_padding_counts_for_nobody():
+    """B's entries vary by 1 around 100; what A has not is no observation of theirs."""
+    spec = EnvSpec("two", ("a", "b"), ((1,), (3,)), (2, 2))
+    curiosity = _init(spec, config_of("shared"), jax.random.key(0))
+    real = jnp.asarray(spec.obs_valid)
+    obs = jnp.where(real, 100 + jax.random.normal(jax.random.key(1), (64, 2, 3)), 0.0)
+    after = see(curiosity, obs, jnp.ones((64, 2), bool))
+    np.testing.assert_allclose(after.obs.mean, 100, atol=0.5)
+    np.testing.assert_allclose(after.obs.scale, 1, atol=0.3)
+    other = jnp.where(real, obs, 7.0)
+    np.testing.assert_array_equal(_errors(after, obs, config_of("shared")), _errors(after, other, config_of("shared")))
+
+
 def test_the_bonus_is_in_units_of_its_own_returns():
     curiosity = _init(SPEC, config_of("shared"), jax.random.key(0))
     error = jax.random.uniform(jax.random.key(1), (16, 8, 2)) * jnp.array([1.0, 100.0])
@@ -143,3 +156,9 @@ def test_running_moments_are_those_of_all_rows():
         np.testing.assert_allclose(moments.mean[i], kept.mean(), rtol=1e-5)
         np.testing.assert_allclose(moments.scale[i], kept.std(), rtol=1e-5)
     assert moments.count.sum() == where.sum()
+
+
+def test_rounding_is_no_variation():
+    """Of a large constant the squared deviations need not sum to 0."""
+    moments = Moments.empty((3,)).seen(jnp.full((1024, 3), jnp.asarray([5.3, 20.3, 1000.1])), jnp.ones((1024, 3), bool))
+    np.testing.assert_array_equal(moments.scale, 1.0)

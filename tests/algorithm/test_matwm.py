@@ -338,3 +338,9 @@ def test_every_agent_gives_an_equal_share_of_a_batch(game, monkeypatch):
         eqx.filter_eval_shape(matwm.train_world_model, game.state, KEY, config)
     # Six sequences over three agents.
     assert asked == [(2, 8, 0.99), (2, 8, 1.0)]
+
+
+def test_an_episode_tells_of_the_policies_where_all_play_as_they_are(config, state):
+    memory = matwm.init_memory(state, 3, config)
+    memory = eqx.tree_at(lambda m: m.player, memory, jnp.asarray([[0, 0, 0], [0, 0, 1], [2, 2, 0]]))
+    np.testing.assert_array_equal(matwm.as_they_are(memory), [True, False, False])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import Toy, arrays, assert_same, copy_until
 from probe_envs import Mixed
-from tiny import tiny
+from tiny import IMAGES, tiny
 from tiny_wm_rnd import Bandit, Different, Helping, Same, unresolved
 
 from codream import matwm, train, wm_rnd
@@ -245,17 +245,22 @@ def test_symmetry_mixes_ones_own_reward_with_everyones():
 
 
 @pytest.mark.parametrize(
-    ("actions", "partners", "view"),
+    ("actions", "partners", "view", "gradient"),
     [
-        ("joint", "mirrored", "each"),
-        ("joint", "mirrored", "focal"),
-        ("joint", "predicted", "focal"),
-        ("own", "implicit", "focal"),
-        ("predicted", "predicted", "focal"),
-        ("predicted", "mirrored", "each"),
+        ("joint", "mirrored", "each", "reinforce"),
+        ("joint", "mirrored", "focal", "straight_through"),
+        ("joint", "predicted", "focal", "reinforce"),
+        ("own", "implicit", "focal", "straight_through"),
+        ("predicted", "predicted", "focal", "reinforce"),
+        ("predicted", "mirrored", "each", "straight_through"),
+        pytest.param("joint", "mirrored", "each", "straight_through", marks=pytest.mark.slow),
+        pytest.param("joint", "mirrored", "focal", "reinforce", marks=pytest.mark.slow),
+        pytest.param("joint", "predicted", "focal", "straight_through", marks=pytest.mark.slow),
+        pytest.param("own", "implicit", "focal", "reinforce", marks=pytest.mark.slow),
+        pytest.param("predicted", "predicted", "focal", "straight_through", marks=pytest.mark.slow),
+        pytest.param("predicted", "mirrored", "each", "reinforce", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("gradient", ["straight_through", "reinforce"])
 def test_the_imagined_return_moves_the_actor_and_nothing_else(actions, partners, view, gradient):
     projection = {"actions": actions, "view": view, "gradient": gradient}
     _, (learner, model), _ = projected(TWO, 1.0, projection, imagined_partners=partners)
@@ -399,6 +404,15 @@ def test_nothing_is_learned_before_the_rollout_is_full(played):
     assert all(int(count) == 0 for _, count in metrics.values())
 
 
+def test_a_rollout_in_which_hardly_anyone_acts_is_dropped(played):
+    """As while copies wait for each other at a checkpoint."""
+    _, config, state = played
+    idle = eqx.tree_at(lambda s: s.rollout.acting, state, state.rollout.acting.at[2:].set(False).at[:, 1].set(False))
+    after, metrics = _update(idle, jax.random.key(0), config)
+    assert same(after, eqx.tree_at(lambda s: s.rollout.filled, idle, jnp.zeros_like(idle.rollout.filled)))
+    assert all(int(count) == 0 for _, count in metrics.values())
+
+
 def test_without_projection_and_curiosity_it_is_independent_ppo():
     config = unresolved({"coef": 0.0}).resolve(TWO)
     state = eqx.filter_eval_shape(wm_rnd.init, jax.random.key(0), TWO, config)
@@ -515,7 +529,10 @@ def curiosity_of(name):
     return {"kind": "none"} if name == "none" else {"kind": "rnd", "sharing": name}
 
 
-@pytest.mark.parametrize(("actions", "partners", "curiosity", "schedule"), WM_RND)
+@pytest.mark.parametrize(
+    ("actions", "partners", "curiosity", "schedule"),
+    [one if k % 3 == 0 else pytest.param(*one, marks=pytest.mark.slow) for k, one in enumerate(WM_RND)],
+)
 def test_every_meaningful_pair_builds_and_updates(actions, partners, curiosity, schedule):
     config = unresolved(
         {"actions": actions, "schedule": schedule, "symmetry_end": 0.5},
@@ -525,13 +542,21 @@ def test_every_meaningful_pair_builds_and_updates(actions, partners, curiosity, 
     check(config, TWO)
 
 
-@pytest.mark.parametrize("partners", ["implicit", "predicted"])
-@pytest.mark.parametrize("curiosity", CURIOSITY)
-def test_matwm_mixes_with_every_curiosity(partners, curiosity):
-    config = tiny(TWO, imagined_partners=partners)
+@pytest.mark.parametrize(
+    ("spec", "latent", "partners", "curiosity"),
+    [
+        (TWO, "change", "implicit", "none"),
+        (TWO, "change", "predicted", "shared"),
+        (TWO, "change", "implicit", "individual"),
+        (TWO, "categorical", "predicted", "hybrid"),
+        (IMAGES, "auto", "predicted", "shared"),
+    ],
+)
+def test_matwm_mixes_with_every_curiosity(spec, latent, partners, curiosity):
+    config = tiny(spec, {"latent": latent}, imagined_partners=partners)
     config = dataclasses.replace(config, curiosity=unresolved(curiosity=curiosity_of(curiosity)).curiosity)
     assert config.world_model.teammates == (partners == "predicted")
-    check(config, TWO)
+    check(config, spec)
 
 
 def check(config, spec):

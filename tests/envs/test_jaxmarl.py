@@ -14,6 +14,7 @@ from mpe2 import simple_tag_v3
 
 from codream.envs import GraphEnv, TimeStep, is_graph, make_env
 from codream.envs.jaxmarl import JaxMARLEnv
+from codream.envs.registry import _resolve
 
 
 def graph(name: Any, **kwargs: Any) -> GraphEnv:
@@ -242,3 +243,10 @@ def test_raw_observations_are_read_however_the_environment_puts_them(name: str) 
     _, here = jax.jit(env.reset)(key)
     np.testing.assert_allclose(env.encode(obs, first=True).obs[0], here.obs, atol=1e-6)
     assert env.decode(np.arange(len(raw.agents)), obs) == {agent: i for i, agent in enumerate(raw.agents)}
+
+
+@pytest.mark.filterwarnings("ignore:OvercookedV2 is now released:DeprecationWarning")
+def test_names_without_their_version_and_layouts_by_name() -> None:
+    for name in ("jaxmarl:MPE_simple_tag", "jaxmarl:simple_tag", "jaxmarl:MPE_simple_tag_v3"):
+        assert _resolve(name) == ("jaxmarl", "MPE_simple_tag_v3")
+    assert graph("jaxmarl:overcooked", layout="coord_ring").spec != graph("jaxmarl:overcooked").spec

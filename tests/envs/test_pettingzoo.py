@@ -424,3 +424,22 @@ def test_the_table_of_environments_says_what_to_install(monkeypatch: pytest.Monk
         assert name in shown
     assert 'needs pymunk: pip install "codream[butterfly]"' in shown
     assert "needs socialjax: it is on no package index" in shown
+
+
+class LateMaskToy(toys.Toy):
+    """Has no mask when an episode begins, and later one."""
+
+    def info(self, agent: str) -> dict[str, Any]:
+        return {"action_mask": np.asarray([1, 1, 0])} if self.steps else {}
+
+
+def test_a_mask_that_comes_late_is_refused() -> None:
+    env = host(LateMaskToy)
+    start(env)
+    with pytest.raises(EnvironmentFailure, match="red_0 has an action mask, but no agent had one when"):
+        advance(env)
+
+
+def test_what_makes_an_environment_inside_jax_is_refused_with_what_to_do() -> None:
+    with pytest.raises(TypeError, match="inside JAX, of which one object serves all copies: pass that"):
+        make_env(lambda: SimpleNamespace(step_env=None, get_obs=None))

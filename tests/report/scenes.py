@@ -15,7 +15,7 @@ from codream.envs import EnvSpec
 from codream.envs.actions import action_names
 from codream.report.animation import scene_of
 from codream.report.dreams import Dreamed, Episode
-from codream.report.measures import FILE, FORMAT
+from codream.report.measures import FORMAT
 
 TAG = EnvSpec(
     "mpe2:simple_tag_v3",
@@ -58,6 +58,7 @@ def run_folder(
     seed: int = 0,
     metrics: list[dict] | None = None,
     env_kwargs: dict | None = None,
+    agents: tuple[str, ...] = TAG.agents,
 ) -> Run:
     """A finished run without checkpoints."""
     folder.mkdir(parents=True)
@@ -66,10 +67,10 @@ def run_folder(
     about = {
         "versions": {"python": "3.11", "codream": "0.1.0", "jax": "0.6"},
         "device": "cpu (x86_64, 2 cores)",
-        "environment": {"name": name, "version": "mpe2 1.1.1", "by_object": False, "agents": list(TAG.agents)},
+        "environment": {"name": name, "version": "mpe2 1.1.1", "by_object": False, "agents": list(agents)},
     }
     (folder / "run.json").write_text(json.dumps(about))
-    text = "".join(json.dumps(line) + "\n" for line in (lines(TAG.agents) if metrics is None else metrics))
+    text = "".join(json.dumps(line) + "\n" for line in (lines(agents) if metrics is None else metrics))
     (folder / "metrics.jsonl").write_text(text)
     return Run(folder)
 
@@ -119,6 +120,7 @@ def measured(spec: EnvSpec = TAG, **changes: Any) -> dict[str, Any]:
             "sides": dict(zip(members, who, strict=True)),
             "returns": {agent: 10.0 + i for i, agent in enumerate(spec.agents)},
             "stderr": dict.fromkeys(spec.agents, 0.5),
+            "side_stderr": dict.fromkeys(members, 0.5),
         }
 
     table = [[None if i == j else 0.7 for j in range(n)] for i in range(n)]
@@ -137,7 +139,11 @@ def measured(spec: EnvSpec = TAG, **changes: Any) -> dict[str, Any]:
             "conditions": "Mean ± standard error over 40 episodes.",
         },
         "baselines": [
-            {"sides": {"adversary": a, "agent": b}, "returns": {"adversary": x, "agent": -x}}
+            {
+                "sides": {"adversary": a, "agent": b},
+                "returns": {"adversary": x, "agent": -x},
+                "stderr": {"adversary": 0.5, "agent": None},
+            }
             for a, b, x in (("random", "flee", 0.6), ("chase", "flee", 19.0), ("chase", "random", 64.0))
         ],
         "model": {
@@ -172,5 +178,5 @@ def measured(spec: EnvSpec = TAG, **changes: Any) -> dict[str, Any]:
 
 def with_measures(run: Run, found: dict[str, Any]) -> Run:
     """The same run after a full report."""
-    (run.path / FILE).write_text(json.dumps(found))
+    run.measured.write_text(json.dumps(found))
     return run

@@ -15,6 +15,7 @@ import codream
 from codream import Run, RunError, cli, statistics
 from codream.report.comparison import _teams
 from codream.report.entries import entry_of, methods, told_apart
+from codream.report.measures import latest_measures, saved_measures
 from codream.statistics import interval, iqm, summarised
 from codream.sweeps.results import games_of, table
 
@@ -166,3 +167,25 @@ def test_rliable_computes_where_it_is_installed(runs: int, monkeypatch: pytest.M
     np.testing.assert_allclose(interval(scores), theirs, atol=0.1)
     aggregate = pytest.importorskip("rliable.metrics").aggregate_iqm
     np.testing.assert_allclose(iqm(scores), [aggregate(column) for column in scores.T])
+
+
+def test_what_was_measured_of_an_earlier_checkpoint_is_no_result(tmp_path: Path) -> None:
+    """Reports of a run that has gone on still show it, with its step."""
+    found = measured()
+    run, latest = with_measures(run_folder(tmp_path / "one"), found), found["steps"]
+    assert latest_measures(run) == saved_measures(run)
+    (run.checkpoints / str(latest)).mkdir(parents=True)
+    assert latest_measures(run) == saved_measures(run)
+    (run.checkpoints / str(latest + 1_000)).mkdir()
+    assert latest_measures(run) is None
+    run.rewind(run.config, latest)
+    assert saved_measures(run) is not None
+    run.rewind(run.config, latest - 1)
+    assert saved_measures(run) is None
+
+
+def test_a_game_with_three_sides_says_why_nobody_plays(tmp_path: Path) -> None:
+    agents = ("cat_0", "dog_0", "mouse_0")
+    runs = [run_folder(tmp_path / name, agents=agents) for name in ("one", "two")]
+    text = codream.compare(runs, out=tmp_path / "c.html").read_text(encoding="utf-8")
+    assert "this one has the sides cat, dog, mouse" in text

@@ -116,7 +116,8 @@ class TimeStep(eqx.Module):
     """What an environment answers, with any leading axes (copies of the environment) before the agents.
 
     `reward` and `terminal` belong to the step that led here; `first` and `last` mark the ends of an episode.
-    After `last` the next step resets, whatever the action. A time limit is `last` without `terminal`.
+    After `last` the next step resets, whatever the action. A time limit is `last` without `terminal`. An agent may
+    begin to act later than others and stop earlier, but does not begin twice in one episode.
     """
 
     obs: Shaped[Array | np.ndarray, "*b_agents_shape"]  # [*b, agents, *obs_shape]

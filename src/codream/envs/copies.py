@@ -32,6 +32,7 @@ class Layout(NamedTuple):
     obs_shape: tuple[int, ...]
     obs_dtype: np.dtype
     num_actions: tuple[int, ...]
+    has_mask: bool
 
 
 @dataclasses.dataclass
@@ -196,6 +197,12 @@ class Copies:
             raise self._wrong(c, f"observation of {self._ids[i]}: {err}") from err
         if mask is None:
             mask = infos.get(self._ids[i], {}).get("action_mask")
+        if mask is not None and not self._layout.has_mask and not np.all(mask):
+            raise self._wrong(
+                c,
+                f"{self._ids[i]} has an action mask, but no agent had one when the first episode began, so that "
+                "nothing would learn of it; give one from reset on",
+            )
         if mask is not None and rows.acting[c, i]:
             n = self._layout.num_actions[i]
             mask = np.asarray(mask)
@@ -264,6 +271,11 @@ def _parallel(env: Any) -> Any:
                 "only environments in which all agents act at once are supported"
             )
         env = aec_to_parallel(env)
+    if hasattr(env, "step_env") or hasattr(getattr(env, "spec", None), "obs_shapes"):
+        raise TypeError(
+            f"{type(env).__name__} is an environment inside JAX, of which one object serves all copies: pass that, not "
+            "what makes it (on the command line name it: env = Game() in my_envs.py is --env-from my_envs:env)"
+        )
     missing = [m for m in ("possible_agents", "observation_space", "action_space", "step") if not hasattr(env, m)]
     if missing:
         raise TypeError(f"expected a PettingZoo ParallelEnv, got {type(env).__name__}, which lacks {missing}")

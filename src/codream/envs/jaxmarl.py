@@ -69,7 +69,17 @@ def make_jaxmarl(name: str, **kwargs: Any) -> JaxMARLEnv:
             f"jaxmarl:{name} with num_good_agents={kwargs['num_good_agents']}: JaxMARL's rewards and shapes "
             "are wrong with two or more good agents; use num_good_agents=1, or mpe2:simple_tag_v3"
         )
+    if name == "overcooked" and isinstance(kwargs.get("layout"), str):
+        kwargs = kwargs | {"layout": _overcooked_layout(kwargs["layout"])}
     return JaxMARLEnv(jaxmarl.make(name, **_DISCRETE.get(name, {}) | kwargs), name=f"jaxmarl:{name}")
+
+
+def _overcooked_layout(name: str) -> Any:
+    from jaxmarl.environments.overcooked import overcooked_layouts
+
+    if name not in overcooked_layouts:
+        raise ValueError(f"overcooked has the layouts {', '.join(overcooked_layouts)}, got {name!r}")
+    return overcooked_layouts[name]
 
 
 class JaxMARLEnv:
@@ -80,7 +90,8 @@ class JaxMARLEnv:
     have one more) and simple_tag's landmarks start within ±0.9, both as in mpe2; rewards are float32. A time
     limit is `last` and not `terminal`. coin_game and storm begin anew within their own last step, so there the last
     observation is the next board's, and the last reward 0. Agents that JaxMARL calls 0, 1, … are `agent_0`,
-    `agent_1`, …
+    `agent_1`, … Of an environment that is none of JaxMARL's the time limit is known where its state has `step` and it
+    has `max_steps`; any other end is a `terminal`, of all agents at once.
 
     Raises `ValueError` for continuous actions and for observations that EnvSpec cannot hold.
     """

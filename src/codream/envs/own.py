@@ -50,10 +50,13 @@ def maker(place: str) -> Any:
 
 def apart(env: Any) -> Any:
     """For playing on the same environment beside whoever else plays on it: of a PettingZoo environment that is an
-    object, what makes copies of it; anything else, which makes new ones or holds no state, as it is.
+    object, also with its copies as `make_env` makes them, what makes more of it; anything else, which makes new ones
+    or holds no state, as it is.
 
     Raises TypeError where it cannot be copied.
     """
+    if hasattr(env, "another"):
+        return env.another
     if isinstance(env, type) or not hasattr(env, "possible_agents") or not hasattr(env, "reset"):
         return env
     try:

@@ -57,7 +57,7 @@ class PettingZooEnv:
     ) -> None:
         self.num_envs = num_envs
         self._shares = _shared_out(num_envs, workers)
-        source = _source(env, dict(kwargs or {}))
+        self._source = source = _source(env, dict(kwargs or {}))
         envs = source.make(self._shares[0].stop, original=True)
         one = envs[0]
         self._name = name or str(
@@ -83,13 +83,19 @@ class PettingZooEnv:
             num_actions=tuple(int(space.n) for space in actions),
             has_mask=any(e.has_mask for e in self._encoders) or self._infos_have_mask(one),
         )
-        self._layout = Layout(self._name, self.spec.obs_shape, self.spec.obs_dtype, self.spec.num_actions)
+        self._layout = Layout(
+            self._name, self.spec.obs_shape, self.spec.obs_dtype, self.spec.num_actions, self.spec.has_mask
+        )
         self._copies = Copies(envs, self._encoders, self._layout)
         self._sent = packed(source, self._name) if len(self._shares) > 1 else b""
         self._workers: list[Worker] = []  # of all shares but the first; begun by the first `reset`
 
     def __repr__(self) -> str:
         return f"PettingZooEnv({self._name!r}, num_envs={self.num_envs})"
+
+    def another(self) -> Any:
+        """One more of the environments that are its copies."""
+        return self._source.make(1)[0]
 
     def picture(self) -> Any:
         """What the first copy's own `render` gives, an RGB array; None where it gives none."""

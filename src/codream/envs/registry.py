@@ -192,7 +192,8 @@ def _resolve(name: str) -> tuple[str, str]:
         entry = _FAMILIES[family]
         names = entry.names()
         exact = [n for n in names if asked.lower() in (n.lower(), n.removeprefix(entry.prefix).lower())]
-        same = exact or [n for n in names if _short(n, entry.prefix) == asked.lower()]
+        bare = asked.lower().removeprefix(entry.prefix.lower())
+        same = exact or [n for n in names if _short(n, entry.prefix) == bare]
         if same:
             return family, max(same, key=_version)
     if asked_family and not _FAMILIES[asked_family].names():

@@ -40,8 +40,9 @@ def report(
     where an environment is slow). `cross_play`: an evaluation of the same agents, if there is one already. `env`: the
     environment, where the run was trained on one given as an object.
 
-    Whatever is missing (no metrics yet, a line cut off in writing, no checkpoint yet) is said in the report; only a
-    folder that is no run at all raises RunError.
+    Whatever is missing (no metrics yet, a line cut off in writing, no checkpoint yet) is said in the report. Raises
+    RunError for a folder that is no run, or whose environment is another now or was an object and is not given;
+    ModuleNotFoundError and UnknownEnvironment where it can no longer be made.
     """
     run = Run.open(run, root)
     config, about = run.config, run.about

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from codream.agents import Agents, Player, load
 from codream.checkpoint import CheckpointError
+from codream.config import ConfigError
 from codream.envs import TimeStep
 from codream.evaluation import as_host, play
 from codream.progress import Bar
@@ -31,7 +32,7 @@ MOST_PLAYED = 8  # runs in the heat map: its matches grow with their square
 
 
 def compare(
-    runs: Sequence[str | Path | Run],
+    runs: str | Path | Run | Sequence[str | Path | Run],
     *,
     out: str | Path = "compare.html",
     quick: bool = False,
@@ -51,8 +52,12 @@ def compare(
 
     A folder of runs, such as a sweep's, stands for all runs in it.
 
-    Raises RunError for fewer than two runs, or a folder that is neither a run nor holds any.
+    Raises RunError for fewer than two runs, or a folder that is neither a run nor holds any; ConfigError for matches
+    of no episodes.
     """
+    runs = [runs] if isinstance(runs, str | Path | Run) else runs
+    if not quick and episodes < 1:
+        raise ConfigError(f"episodes must be 1 or more, got {episodes}; with quick (--quick) no matches are played")
     entries = told_apart([entry_of(run) for given in runs for run in runs_in(given, root)])
     if len({entry.run.path.resolve() for entry in entries}) < 2:
         raise RunError(f"compare needs at least two different runs, got {', '.join(map(str, runs)) or 'none'}")
@@ -126,9 +131,14 @@ def _game(
         ("curves", "Learning curves", f'{how}<div class="panels pairs">{panels}</div>'),
         ("scores", met, _scores(groups, sides, summary)),
     ]
-    if len(_teams(sides, entries[0].agents)) == 2 and not quick:
+    if not quick:
         heading = "Everyone with everyone" if together else "Everyone against everyone"
-        if len(entries) > 1:
+        if len(_teams(sides, entries[0].agents)) < 2:
+            text = (
+                f'<p class="empty">Matches are played in games with two sides, or with one of several agents; this one '
+                f"has the sides {html.escape(', '.join(sides))}.</p>"
+            )
+        elif len(entries) > 1:
             text = _heat(entries, env, episodes, progress)
         else:
             text = f'<p class="empty">There is only one run on {html.escape(game)}, so there is nobody to play.</p>'

@@ -97,6 +97,8 @@ def dream(
     for name, value in (("episodes", episodes), ("samples", samples)):
         if value < 1:
             raise ConfigError(f"{name} must be 1 or more, got {value}")
+    if isinstance(run, Agents) and checkpoint is not None:
+        raise ConfigError("checkpoint is of a run; these agents are loaded already: codream.load(run, checkpoint=…)")
     agents = run if isinstance(run, Agents) else load(run, checkpoint=checkpoint, env=env, root=root)
     played = recorded(agents, episodes, greedy=greedy, seed=seed, limit=MOST_STEPS)
     return dreams_of(agents, played, [(f"episode {k + 1}", k) for k in range(episodes)], samples=samples, seed=seed)

@@ -13,7 +13,7 @@ import numpy as np
 
 from codream.config import KEEPING
 from codream.report.lines import metrics_of
-from codream.report.measures import saved_measures
+from codream.report.measures import latest_measures
 from codream.runs import Run
 
 __all__ = ["FREE", "SHARES", "Entry", "Scores", "entry_of", "measured", "methods", "runs_in", "told_apart"]
@@ -95,11 +95,12 @@ def methods(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 
 def measured(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[int]]) -> Scores:
-    """What earlier reports measured against the references: for each measure and group, one number a run."""
+    """What earlier reports measured of the runs' latest checkpoints against the references: for each measure and group,
+    one number a run."""
     found: Scores = {}
     for label, group in groups.items():
         for entry in group:
-            measured = saved_measures(entry.run)
+            measured = latest_measures(entry.run)
             for row in measured["cross_play"]["rows"] if measured else []:
                 for side in sides:
                     who = [row["sides"][other] for other in row["sides"] if other != side]

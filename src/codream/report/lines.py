@@ -13,7 +13,7 @@ __all__ = ["metrics_of", "sides_of"]
 def metrics_of(run: Run) -> tuple[list[dict[str, float]], list[str]]:
     """The lines that can be read, and what to say about the others."""
     try:
-        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return [], ["This run has logged no metrics yet (there is no metrics.jsonl)."]
     found, broken = [], 0

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from codream import retention
 from codream.agents import Agents
 from codream.envs import EnvSpec
 from codream.envs.actions import action_names
@@ -25,10 +26,9 @@ from codream.report.animation import scene_of
 from codream.report.dreams import MOST_STEPS, dreams_of, recorded, typical_episodes
 from codream.runs import Run
 
-__all__ = ["FILE", "FORMAT", "measure_run", "saved_measures", "scenes_of"]
+__all__ = ["FORMAT", "latest_measures", "measure_run", "saved_measures", "scenes_of"]
 
-FILE = "measured.json"
-FORMAT = 3  # raised where what is measured changes, so that old measures are not put beside new ones
+FORMAT = 4  # raised where what is measured changes, so that old measures are not put beside new ones
 EPISODES = 40  # of every pairing, and for the world model, at most
 BUDGET = 60.0  # seconds that all pairings together may take an environment that is slow
 PAIRINGS = 20  # about as many as are played
@@ -83,7 +83,7 @@ def measure_run(
         "most_steps": MOST_STEPS,
     }
     found = _finite(found)
-    (run.path / FILE).write_text(json.dumps(found) + "\n", encoding="utf-8")
+    (run.measured).write_text(json.dumps(found) + "\n", encoding="utf-8")
     return found
 
 
@@ -97,10 +97,17 @@ def scenes_of(agents: Agents, played: Recording, chosen: list[tuple[str, int]]) 
 def saved_measures(run: Run) -> dict[str, Any] | None:
     """What an earlier report measured; None if there is nothing, or nothing that this version can read."""
     try:
-        found = json.loads((run.path / FILE).read_text(encoding="utf-8"))
+        found = json.loads((run.measured).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) and found.get("format") == FORMAT else None
+
+
+def latest_measures(run: Run) -> dict[str, Any] | None:
+    """`saved_measures`, if they are of the run's latest checkpoint, or it has none (any more)."""
+    found = saved_measures(run)
+    latest = max(retention.saved(run.checkpoints), default=None)
+    return found if found is not None and latest in (None, found["steps"]) else None
 
 
 def _affordable(agents: Agents) -> int:

@@ -107,13 +107,9 @@ def _mean(returns: Mapping[str, float], members: Sequence[str]) -> float:
     return sum(returns[agent] for agent in members) / len(members)
 
 
-def _error(row: Mapping[str, Any], members: Sequence[str]) -> str:
-    errors = [row["stderr"][agent] for agent in members]
-    return "" if None in errors else f"<small> ± {sum(errors) / len(errors):.1f}</small>"
-
-
-def _small(row: Mapping[str, Any], side: str) -> str:
-    error = row.get("stderr", {}).get(side)
+def _error(errors: Mapping[str, float | None], whose: str) -> str:
+    """A standard error beside its mean; nothing where one episode has none."""
+    error = errors.get(whose)
     return "" if error is None else f"<small> ± {error:.1f}</small>"
 
 
@@ -121,12 +117,12 @@ def _matrix(result: Mapping[str, Any], baselines: Sequence[Mapping[str, Any]]) -
     first, second = result["members"]
     cells: dict[tuple[str, str], str] = {}
     for row in baselines:
-        values = "<br>".join(f"{row['returns'][side]:.1f}{_small(row, side)}" for side in (first, second))
+        values = "<br>".join(f"{row['returns'][side]:.1f}{_error(row['stderr'], side)}" for side in (first, second))
         cells[(row["sides"][first], row["sides"][second])] = f'<td class="base">{values}</td>'
     for row in result["rows"]:
         values = "<br>".join(
-            f'<span class="s{k}">{_mean(row["returns"], members):.1f}{_error(row, members)}</span>'
-            for k, members in enumerate(result["members"].values())
+            f'<span class="s{k}">{_mean(row["returns"], members):.1f}{_error(row["side_stderr"], side)}</span>'
+            for k, (side, members) in enumerate(result["members"].items())
         )
         cells[(row["sides"][first], row["sides"][second])] = f"<td>{values}</td>"
     rows = list(dict.fromkeys(["self", *(key[0] for key in cells)]))
@@ -162,13 +158,14 @@ def _list(result: Mapping[str, Any], baselines: Sequence[Mapping[str, Any]]) -> 
     for row in result["rows"]:
         body += "<tr>" + "".join(f'<th scope="row">{_who(row["sides"][s], s)}</th>' for s in sides)
         body += "".join(
-            f"<td>{_mean(row['returns'], result['members'][s]):.2f}{_error(row, result['members'][s])}</td>"
-            for s in sides
+            f"<td>{_mean(row['returns'], result['members'][s]):.2f}{_error(row['side_stderr'], s)}</td>" for s in sides
         )
-        body += "".join(f"<td>{row['returns'][agent]:.2f}{_error(row, [agent])}</td>" for agent in alone) + "</tr>"
+        body += (
+            "".join(f"<td>{row['returns'][agent]:.2f}{_error(row['stderr'], agent)}</td>" for agent in alone) + "</tr>"
+        )
     for row in baselines:
         body += "<tr>" + "".join(f'<th scope="row">{html.escape(row["sides"][s])}</th>' for s in sides)
-        body += "".join(f'<td class="base">{row["returns"][s]:.2f}{_small(row, s)}</td>' for s in sides)
+        body += "".join(f'<td class="base">{row["returns"][s]:.2f}{_error(row["stderr"], s)}</td>' for s in sides)
         body += '<td class="base"></td>' * len(alone) + "</tr>"
     return f'<div class="wide"><table class="cross"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 

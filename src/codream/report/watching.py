@@ -58,8 +58,8 @@ def watch(
         check_film(path)
     except ValueError as err:
         raise ConfigError(str(err)) from None
-    if episodes < 1:
-        raise ConfigError(f"episodes must be 1 or more, got {episodes}")
+    if episodes < 1 or fps <= 0:
+        raise ConfigError(f"episodes must be 1 or more and fps above 0, got {episodes} and {fps:g}")
     agents = load(run, checkpoint=checkpoint, env=env)
     spec = agents.spec
     if agent is not None and agent not in spec.agents:
@@ -100,13 +100,11 @@ def _frames(
 
 def _own_pictures(agents: Agents, episodes: int, greedy: bool, seed: int) -> list[Image.Image]:
     """Episodes as a PettingZoo environment draws them; none where it cannot."""
-    from codream.envs.pettingzoo import PettingZooEnv
-
     try:
         env = agents.make_env(1, render_mode="rgb_array")
     except Exception:  # whatever it says to a keyword that it may not have
         return []
-    if not isinstance(env, PettingZooEnv) or env.spec != agents.spec:
+    if not hasattr(env, "picture") or env.spec != agents.spec:
         return []
     frames: list[Image.Image] = []
     rng = np.random.default_rng(seed)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from rich.table import Table
 
+from codream import retention
 from codream.config import Config, ConfigError
 from codream.envs import GraphEnv, HostEnv, is_graph
 from codream.presets import preset, refuse_unread
@@ -24,7 +25,7 @@ from codream.statistics import Summary
 from codream.sweeps.design import Trial, trials_of
 from codream.sweeps.results import games_of, table, write
 from codream.sweeps.work import Outcome, Task
-from codream.trainer import environment_of
+from codream.trainer import environment_of, named
 from codream.training import driver_for
 
 __all__ = ["Sweep", "SweepFailed", "sweep"]
@@ -92,7 +93,7 @@ def sweep(
     """
     if importlib.util.find_spec("ray") is None:
         raise ModuleNotFoundError('Ray is not installed; type: pip install "codream[sweep]"')
-    config = config or preset("small")
+    config, env = named(config or preset("small"), env)
     _check_numbers(parallel=parallel, cpus=cpus, gpus=gpus, failures=failures, episodes=episodes)
     if env is not None:  # names are made of what it is called
         config = dataclasses.replace(config, env=environment_of(config, env)[0].spec.name)
@@ -171,6 +172,11 @@ def _refuse_changes(run: Run, wanted: Config) -> None:
             f"{run.path} was trained with other options ("
             + "; ".join(f"{name} was {old!r}, wanted is {new!r}" for name, (old, new) in changed.items())
             + "); choose another --name for this sweep"
+        )
+    if run.config.total_steps > wanted.total_steps and retention.reached(run.checkpoints, wanted.total_steps):
+        raise RunError(
+            f"{run.path} is to be trained for {run.config.total_steps} steps and has come further than the "
+            f"{wanted.total_steps} that are wanted now; choose another --name for this sweep"
         )
 
 

@@ -150,7 +150,7 @@ def _with(config: Config, values: Mapping[str, Any], keep: Collection[str]) -> C
     try:
         if "preset" in values:
             own, other = flat(preset(config.preset)), preset(_text("preset", values["preset"]))
-            stays = {"env", "env_kwargs", *keep}
+            stays = {"env", "env_kwargs", *keep} - {"algo", "preset"}  # which a preset says by itself
             changed = {name: value for name, value in flat(config).items() if name in stays or value != own[name]}
             kept = {name: value for name, value in changed.items() if reads(other.algo, name)}
             config, values = other, kept | dict(values)

@@ -17,7 +17,7 @@ from codream.agents import load
 from codream.config import Config
 from codream.evaluation import evaluate
 from codream.report import report
-from codream.report.measures import saved_measures
+from codream.report.measures import latest_measures
 from codream.runs import Run, RunError
 from codream.trainer import train
 
@@ -114,15 +114,14 @@ def steps_done(run: Run) -> int:
 
 def _measured(run: Run, episodes: int) -> bool:
     """Whether its last checkpoint played at least so many."""
-    found = saved_measures(run)
-    latest = max(retention.saved(run.checkpoints), default=None)
-    return found is not None and found["steps"] == latest and found["cross_play"]["episodes"] >= episodes
+    found = latest_measures(run)
+    return found is not None and found["cross_play"]["episodes"] >= episodes
 
 
 def _limit(cpus: float, gpus: float | None) -> None:
     """Before JAX looks for devices: as many threads as the trial has CPUs, its part of a GPU's memory, or no GPU."""
     os.environ["PJRT_NPROC"] = str(max(1, int(cpus)))
     if gpus == 0:
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    elif gpus is not None and gpus < 1:
+        jax.config.update("jax_platforms", "cpu")  # its variable was read when JAX was imported
+    elif gpus is not None and gpus < 1 and "XLA_CLIENT_MEM_FRACTION" not in os.environ:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 * gpus:.3f}")
