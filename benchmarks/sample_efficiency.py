@@ -25,6 +25,7 @@ from codream.config import KEEPING
 from codream.evaluation import CrossPlay
 from codream.reading import changes
 
+FREE = (*KEEPING, "total_steps")  # may differ from those of a run that is there already
 # Columns of the table: (heading, whose return, line-up).
 COLUMNS = (
     ("predators vs random prey", "adversary", {"adversary": "self", "agent": "random"}),
@@ -64,7 +65,7 @@ def train(args: argparse.Namespace, seed: int) -> None:
         codream.train(config, name=name, root=args.root)
         return
     saved = codream.Run.open(path).config
-    changed = changes(saved, config.resolve(codream.make_env(config.env).spec), KEEPING)
+    changed = changes(saved, config.resolve(codream.make_env(config.env, **config.env_kwargs).spec), FREE)
     if changed:
         raise SystemExit(f"{path} was trained with other options ({changed}: before, now); give another --label")
     if not (path / "checkpoints" / str(max(args.marks))).exists():

@@ -221,12 +221,12 @@ def plot(game: str, args: argparse.Namespace) -> Path | None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    known = [(variant, found) for variant, found in results(game, args) if found]
-    if not known:
+    measured = [(variant, found) for variant, found in results(game, args) if found]
+    if not measured:
         return None
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 5), width_ratios=[2, 1, 1])
     colours = plt.get_cmap("tab20").colors  # pyright: ignore[reportAttributeAccessIssue]
-    for k, (variant, found) in enumerate(known):
+    for k, (variant, found) in enumerate(measured):
         curve = [
             (row["steps"] / 1000, np.sum([x for name, x in row.items() if name.startswith("episode/")], axis=0))
             for row in found["curve"]
@@ -241,12 +241,14 @@ def plot(game: str, args: argparse.Namespace) -> Path | None:
             at = interval([MEASURES[name](run) for run in found["steps"]["judged"]])
             if at is not None:
                 axis.errorbar(at[0], -k, xerr=[[at[0] - at[1]], [at[2] - at[0]]], fmt="o", color=colours[k % 20])
-    seeds = {found["seeds"] for _, found in known}
+    seeds = {found["seeds"] for _, found in measured}
     left.set(xlabel="environment steps, thousands", ylabel="sum of returns per training episode", title=game)
     left.legend(fontsize=8, loc="upper left")
     for axis, name in ((middle, "efficiency"), (right, "cooperation")):
         axis.set(xlabel=name, title=f"{name} after {args.steps:,} steps")
-        axis.set_yticks([-k for k in range(len(known))], [variant for variant, _ in known] if axis is middle else [])
+        axis.set_yticks(
+            [-k for k in range(len(measured))], [variant for variant, _ in measured] if axis is middle else []
+        )
         axis.grid(axis="x", alpha=0.3)
     figure.text(0.01, 0.01, f"{'/'.join(map(str, sorted(seeds)))} seeds; mean and 95% bootstrap interval", fontsize=8)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
@@ -290,10 +292,10 @@ def main() -> None:
     folder = Path(args.results)
     folder.mkdir(parents=True, exist_ok=True)
     for game in args.games:
-        for variant in [] if args.table_only else args.variants:
-            measured = known(game, "wm_rnd", args)
+        for variant in [] if args.table_only else sorted(args.variants, key=lambda name: name != "wm_rnd"):
+            measured, found = known(game, "wm_rnd", args), known(game, variant, args)
             seconds = None if measured is None or variant == "wm_rnd" else measured["steps"]["seconds"]
-            if known(game, variant, args) is None:
+            if found is None or (seconds is not None and "seconds" not in found):
                 path = folder / f"{game}-{variant}.json"
                 path.write_text(json.dumps(train(game, variant, args, seconds)), encoding="utf-8")
             print(table(game, "steps", args), flush=True)

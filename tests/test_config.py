@@ -108,6 +108,8 @@ def test_keywords_of_an_environment_are_what_json_holds() -> None:
     assert Config.from_json(config.to_json()) == config
     with pytest.raises(ConfigError, match=r"env_kwargs can hold what JSON can.*env=lambda: Game"):
         Config(env_kwargs={"rule": len})
+    with pytest.raises(ConfigError, match=r"got \{1: 2\}"):
+        Config(env_kwargs={"map": {1: 2}})
 
 
 def test_a_batch_that_devices_cannot_share_says_what_would_do() -> None:
@@ -119,9 +121,10 @@ def test_a_batch_that_devices_cannot_share_says_what_would_do() -> None:
 def test_a_replay_that_has_no_room_for_a_batch_is_refused() -> None:
     one = EnvSpec("one", ("a_0",), ((2,),), (2,))
     config = dataclasses.replace(preset("paper"), replay=ReplayConfig(capacity=1_000))
-    with pytest.raises(ConfigError, match=r"replay\.capacity 1000 is too small: .* use at least 2048"):
+    with pytest.raises(ConfigError, match=r"replay\.capacity 1000 is too small: .* use at least 1969"):
         config.resolve(one)
-    dataclasses.replace(config, replay=ReplayConfig(capacity=2_048)).resolve(one)
+    dataclasses.replace(config, replay=ReplayConfig(capacity=1_969)).resolve(one)
+    dataclasses.replace(preset("paper"), num_envs=512).resolve(one)
 
 
 def test_options_that_wait_for_another_are_told() -> None:
@@ -132,4 +135,5 @@ def test_options_that_wait_for_another_are_told() -> None:
     assert idle(on) == []
     model = dataclasses.replace(ippo, world_model=dataclasses.replace(ippo.world_model, lr=1e-4))
     assert idle(model) == ["world_model.lr=0.0001 does nothing while projection.coef is 0.0"]
-    assert [idle(one) for one in PRESETS.values()] == [[]] * len(PRESETS)
+    two = EnvSpec("two", ("a_0", "a_1"), ((2,),) * 2, (2,) * 2)
+    assert [idle(one.resolve(two)) for one in PRESETS.values()] == [[]] * len(PRESETS)

@@ -65,7 +65,7 @@ CONFIGS = {
 def test_the_derived_count_is_the_traced_one(name: str) -> None:
     spec, config = CONFIGS[name]
     # The compiler also counts what drawing from the replay looks at.
-    config = dataclasses.replace(config, replay=ReplayConfig(capacity=128)).resolve(spec)
+    config = dataclasses.replace(config, replay=ReplayConfig(capacity=640)).resolve(spec)
     cost, traced = update_cost(spec, config), counted(spec, config)
     assert cost["world model"].flops == pytest.approx(traced["model"], rel=1e-12)
     assert cost["context"].flops + cost["imagination"].flops == traced["imagine"]

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Toy, tiny_config, toy_config
+from helpers import Toy, ppo_config, tiny_config, toy_config
 from mpe2 import simple_tag_v3
 
 from codream import Agents, ConfigError, EnvSpec, Run, RunError, evaluate, load, make_env, train
-from codream.evaluation import CrossPlay, Row, _line_ups, _opponents, _row, play
+from codream.envs.own import apart
+from codream.evaluation import CrossPlay, EndlessEpisode, Row, _line_ups, _opponents, _row, play
 from codream.trainer import named
 
 
@@ -128,7 +129,7 @@ def names_of(agents: Agents, against: Any) -> list[str]:
 
 def test_an_episode_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[play.__module__], "LONGEST", 5)
-    with pytest.raises(ConfigError, match="an episode of toy has not ended after 5 steps"):
+    with pytest.raises(EndlessEpisode, match="an episode of toy has not ended after 5 steps"):
         play(make_env(Toy, 2), {"cat": Same(), "mouse": Same()}, episodes=2)
     assert len(play(make_env(lambda: Toy(length=5), 2), {"cat": Same(), "mouse": Same()}, episodes=7)) == 7
 
@@ -136,8 +137,10 @@ def test_an_episode_that_does_not_end_is_not_waited_for(monkeypatch: pytest.Monk
 def test_what_make_env_made_can_be_trained_on_and_evaluated_with(runs: Path) -> None:
     """Any number of its copies is made for playing; and a name given as the environment is one."""
     made = make_env(Toy, 2)
-    run = train(toy_config(), env=made, name="made", root=runs, progress=False)
+    run = train(ppo_config(), env=made, name="made", root=runs, progress=False)
     assert evaluate(run, env=made, episodes=3, against="random", progress=False).rows
+    more = make_env(apart(make_env("simple_tag", 2, max_cycles=7)), 3)
+    assert (more.spec.name, getattr(more, "num_envs", 0)) == ("mpe2:simple_tag_v3", 3)
     config, env = named(tiny_config(), "jaxmarl:simple_tag")
     assert (config.env, env) == ("jaxmarl:simple_tag", None)
 

@@ -144,6 +144,8 @@ def test_an_environment_that_hangs_beside_training_meets_the_limit_too() -> None
     with pytest.raises(EnvironmentFailure, match=r"step of toy did not answer within 0\.3 seconds"):
         env.step(np.zeros((1, 2), int), np.zeros(1, int))
     env.close()
+    many = build_beside(ppo_config(env_time_limit=0.3), 4, lambda: Toy(hangs_at=2))
+    assert many._limit._seconds == 0.6  # type: ignore[union-attr]  # of 2 copies in training
 
 
 def test_a_call_that_never_comes_back_from_c_ends_the_process() -> None:

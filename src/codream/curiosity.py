@@ -79,7 +79,13 @@ class Curiosity(eqx.Module):
     individual: Pair | None  # stacked on a leading agent axis
     obs: Moments  # of all agents' observations together
     returns: Moments  # of discounted sums of errors, per agent
-    real: tuple[tuple[bool, ...], ...] | None = eqx.field(static=True)  # each agent's entries; None of images
+    sizes: tuple[int, ...] | None = eqx.field(static=True)  # entries of each agent's observation; None of images
+
+    def real(self, obs: Shaped[Array, "n agents *shape"]) -> Bool[Array, "..."]:
+        """Which entries are no padding."""
+        if self.sizes is None:
+            return jnp.ones((1,) * (obs.ndim - 1), bool)
+        return jnp.arange(obs.shape[-1]) < jnp.asarray(self.sizes)[:, None]
 
 
 def init_curiosity(spec: EnvSpec, config: CuriosityConfig, key: PRNGKeyArray) -> Curiosity | None:
@@ -95,14 +101,14 @@ def init_curiosity(spec: EnvSpec, config: CuriosityConfig, key: PRNGKeyArray) ->
         else None,
         obs=Moments.empty(spec.obs_shape),
         returns=Moments.empty((spec.num_agents,)),
-        real=None if spec.is_image else tuple(map(tuple, spec.obs_valid.tolist())),
+        sizes=None if spec.is_image else tuple(shape[0] for shape in spec.obs_shapes),
     )
 
 
 def _normalised(curiosity: Curiosity, obs: Shaped[Array, "n agents *shape"]) -> Float[Array, "n agents *shape"]:
     moments = curiosity.obs
     x = jnp.clip((obs.astype(jnp.float32) - moments.mean) / moments.scale, -CLIP, CLIP)
-    return x if curiosity.real is None else jnp.where(jnp.asarray(curiosity.real), x, 0.0)
+    return jnp.where(curiosity.real(obs), x, 0.0)
 
 
 def errors(
@@ -147,9 +153,8 @@ def bonus(
 def see(curiosity: Curiosity, obs: Shaped[Array, "n agents *shape"], valid: Bool[Array, "n agents"]) -> Curiosity:
     """Count the valid observations in the scale of what goes in."""
     merge = lambda x: x.reshape(-1, *obs.shape[2:])  # noqa: E731
-    where = jnp.broadcast_to(valid.reshape(*valid.shape, *[1] * (obs.ndim - 2)), obs.shape)
-    if curiosity.real is not None:  # padding says nothing of the entries of those who have them
-        where = where & jnp.asarray(curiosity.real)
+    # Padding says nothing of the entries of those who have them.
+    where = valid.reshape(*valid.shape, *[1] * (obs.ndim - 2)) & jnp.broadcast_to(curiosity.real(obs), obs.shape)
     flat, where = merge(obs.astype(jnp.float32)), merge(where)
     return eqx.tree_at(lambda c: c.obs, curiosity, curiosity.obs.seen(flat, where))
 

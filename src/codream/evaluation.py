@@ -28,10 +28,14 @@ from codream.progress import Bar, clock
 from codream.runs import Run, device, environment_version
 from codream.social import Outcomes, Social
 
-__all__ = ["CrossPlay", "Row", "as_host", "evaluate", "play", "stage"]
+__all__ = ["CrossPlay", "EndlessEpisode", "Row", "as_host", "evaluate", "play", "stage"]
 
 MOST_COPIES = 100  # of the environment, played together
 LONGEST = 20_000  # steps of an episode: one that still goes on then may never end
+
+
+class EndlessEpisode(ConfigError):
+    """An episode goes on for so long that it may never end, so that it has no return."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +171,8 @@ def evaluate(
     or more sides, all others are replaced at once. `checkpoint`: of the run, by its step or `best`. `env`: the
     environment as an object, where the run was trained on one. `root`: where runs that are given by name are.
 
-    Raises ConfigError for an opponent that is neither a reference nor a run, or a run of another environment.
+    Raises ConfigError for an opponent that is neither a reference nor a run, or a run of another environment;
+    EndlessEpisode where an episode is longer than 20,000 steps.
     """
     for what, value in (("episodes", episodes), ("seeds", seeds)):
         if value < 1:
@@ -297,7 +302,7 @@ def play(
 
     `players`: for each side an object with `act(timestep, rng) -> actions [copies, agents]`. How many
     episodes each copy plays is fixed beforehand, so that short episodes do not count more than long ones.
-    `outcomes` also sees every step of those episodes. Raises ConfigError where an episode is longer than LONGEST.
+    `outcomes` also sees every step of those episodes. Raises EndlessEpisode where one is longer than LONGEST.
     """
     copies, sides = env.num_envs, env.spec.sides
     quota = np.full(copies, episodes // copies) + (np.arange(copies) < episodes % copies)
@@ -322,9 +327,9 @@ def play(
         total = np.where(np.asarray(before.last)[:, None], 0.0, total) + np.asarray(here.reward)
         length = np.where(before.last, 0, length + 1)
         if length.max() > LONGEST:
-            raise ConfigError(
+            raise EndlessEpisode(
                 f"an episode of {env.spec.name} has not ended after {LONGEST:,} steps, so its return cannot be told; "
-                "give the environment a time limit, e.g. --env-kwargs '{\"max_cycles\": 1000}' where it has one"
+                "train it with a time limit to have it evaluated"
             )
         if outcomes is not None:
             outcomes.step(np.asarray(here.reward), np.asarray(before.last), getattr(env, "choices", None))

@@ -48,20 +48,20 @@ class LeaveRequests:
         for number in numbers:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._before[number] = signal.signal(number, self._note)
-        self._pipe = os.pipe()
-        if os.name == "nt":  # no such pipes there: the second signal waits for the step, as the first does
+        if os.name == "nt":  # no such pipes there: a second signal waits for the step, as the first does
             return self
+        self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(self._pipe[0],), daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
         if self._pipe is None:
             return
         signal.set_wakeup_fd(self._wakeup)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
         os.close(self._pipe[1])  # ends the thread, which closes the other end
         self._pipe = None
 

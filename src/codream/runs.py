@@ -317,13 +317,6 @@ _GRAPHS: dict[str, Any] = {}
 """Environments inside JAX that were made by name, by it and its keywords."""
 
 
-def _as_named(config: Config) -> str | None:
-    try:
-        return f"{config.env} {json.dumps(config.env_kwargs, sort_keys=True)}"
-    except TypeError:  # keywords that only a script can give
-        return None
-
-
 def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEnv:
     """The environment of a configuration, or `env` given as an object.
 
@@ -332,7 +325,7 @@ def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEn
     Raises UnknownEnvironment, ModuleNotFoundError for one that is not installed, and ConfigError for one that
     cannot be built or represented.
     """
-    named = _as_named(config) if env is None else None
+    named = f"{config.env} {json.dumps(config.env_kwargs, sort_keys=True)}" if env is None else None
     if named is not None and named in _GRAPHS:
         return _GRAPHS[named]
     workers = config.env_workers or (1 if env is not None else workers_for(copies))
@@ -355,10 +348,12 @@ def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEn
 
 def build_beside(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEnv:
     """`build_env` for playing beside training or after it, where no driver watches over a host environment: its own
-    `reset` and `step` raise EnvironmentFailure after `config.env_time_limit` seconds."""
+    `reset` and `step` raise EnvironmentFailure after `config.env_time_limit` seconds, or as many times longer as there
+    are more copies than in training."""
     made = build_env(config, copies, env)
     if isinstance(made, HostEnv) and config.env_time_limit:
-        return _Timed(made, TimeLimit(config.env_time_limit, EnvironmentFailure))
+        seconds = config.env_time_limit * max(1.0, made.num_envs / config.num_envs)
+        return _Timed(made, TimeLimit(seconds, EnvironmentFailure))
     return made
 
 

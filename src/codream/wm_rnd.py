@@ -172,8 +172,12 @@ def update(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, Metr
     # A loop of one turn or none: unlike a branch it stays one where several seeds are mapped over.
     params, values = jax.lax.fori_loop(0, count, lambda _, carry: learned(carry[0], key), (params, zeros))
     state = eqx.combine(params, static)
-    unread = jnp.where(state.rollout.full, 0, state.rollout.filled)
-    state = eqx.tree_at(lambda s: s.rollout.filled, state, unread)
+    dropped = state.rollout.full  # and with it where episodes ended
+    state = eqx.tree_at(
+        lambda s: (s.rollout.filled, s.running_return),
+        state,
+        (jnp.where(dropped, 0, state.rollout.filled), jnp.where(dropped, 0.0, state.running_return)),
+    )
     return state, {name: (x, count) for name, x in values.items()}
 
 

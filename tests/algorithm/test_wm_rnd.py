@@ -332,7 +332,7 @@ def test_projected_advantages_and_critic_against_numbers():
     ratio, clipped = np.array([1.5, 0.5])[:, None], np.array([1.2, 0.8])[:, None]
     policy = -(w * np.minimum(ratio * normal, clipped * normal)).sum()
     np.testing.assert_allclose(metrics["projected_critic_loss"], critic, rtol=1e-5)
-    np.testing.assert_allclose(metrics["projected_clipped"], 2.0, rtol=1e-6)
+    np.testing.assert_allclose(metrics["projected_clipped"], 1.0, rtol=1e-6)
     np.testing.assert_allclose(loss, 0.5 * critic + 2.0 * policy, rtol=1e-5)
 
 

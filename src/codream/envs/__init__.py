@@ -226,8 +226,10 @@ def make_env(env: Any, num_envs: int = 1, *, env_workers: int = 1, **kwargs: Any
 
         _refuse_keywords(env, kwargs)
         return JaxMARLEnv(env)
-    from codream.envs.pettingzoo import PettingZooEnv
+    from codream.envs.pettingzoo import Again, PettingZooEnv
 
+    if isinstance(env, Again):
+        return env(num_envs, env_workers)
     return PettingZooEnv(env, num_envs, kwargs=kwargs, workers=env_workers)
 
 

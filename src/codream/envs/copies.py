@@ -197,7 +197,7 @@ class Copies:
             raise self._wrong(c, f"observation of {self._ids[i]}: {err}") from err
         if mask is None:
             mask = infos.get(self._ids[i], {}).get("action_mask")
-        if mask is not None and not self._layout.has_mask and not np.all(mask):
+        if mask is not None and rows.acting[c, i] and not self._layout.has_mask and not np.all(mask):
             raise self._wrong(
                 c,
                 f"{self._ids[i]} has an action mask, but no agent had one when the first episode began, so that "
@@ -271,12 +271,13 @@ def _parallel(env: Any) -> Any:
                 "only environments in which all agents act at once are supported"
             )
         env = aec_to_parallel(env)
-    if hasattr(env, "step_env") or hasattr(getattr(env, "spec", None), "obs_shapes"):
+    missing = [m for m in ("possible_agents", "observation_space", "action_space", "step") if not hasattr(env, m)]
+    graph = hasattr(getattr(env, "spec", None), "obs_shapes") and not hasattr(env, "num_envs")
+    if missing and (graph or (hasattr(env, "step_env") and hasattr(env, "get_obs"))):
         raise TypeError(
             f"{type(env).__name__} is an environment inside JAX, of which one object serves all copies: pass that, not "
             "what makes it (on the command line name it: env = Game() in my_envs.py is --env-from my_envs:env)"
         )
-    missing = [m for m in ("possible_agents", "observation_space", "action_space", "step") if not hasattr(env, m)]
     if missing:
         raise TypeError(f"expected a PettingZoo ParallelEnv, got {type(env).__name__}, which lacks {missing}")
     return env

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from codream.envs import EnvSpec, HostEnv
 from codream.envs.registry import UnknownEnvironment
 
 __all__ = ["apart", "maker", "place_of"]
@@ -55,8 +56,12 @@ def apart(env: Any) -> Any:
 
     Raises TypeError where it cannot be copied.
     """
-    if hasattr(env, "another"):
-        return env.another
+    from codream.envs.pettingzoo import Again, PettingZooEnv  # which takes a while to import
+
+    if isinstance(env, PettingZooEnv):
+        return Again(env)
+    if isinstance(env, HostEnv) and isinstance(env.spec, EnvSpec):
+        return env
     if isinstance(env, type) or not hasattr(env, "possible_agents") or not hasattr(env, "reset"):
         return env
     try:

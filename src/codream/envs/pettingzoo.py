@@ -6,7 +6,7 @@ Source of the interface: PettingZoo's parallel API (Terry et al. 2021, arXiv:200
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -19,7 +19,7 @@ from codream.envs.workers import Worker, packed
 if TYPE_CHECKING:
     from pettingzoo import ParallelEnv
 
-__all__ = ["PettingZooEnv"]
+__all__ = ["Again", "PettingZooEnv"]
 
 
 class PettingZooEnv:
@@ -92,10 +92,6 @@ class PettingZooEnv:
 
     def __repr__(self) -> str:
         return f"PettingZooEnv({self._name!r}, num_envs={self.num_envs})"
-
-    def another(self) -> Any:
-        """One more of the environments that are its copies."""
-        return self._source.make(1)[0]
 
     def picture(self) -> Any:
         """What the first copy's own `render` gives, an RGB array; None where it gives none."""
@@ -193,6 +189,16 @@ class PettingZooEnv:
 
 
 # ------------------------------------------------------------------------------------------ making copies
+
+
+class Again(NamedTuple):
+    """What makes more copies of the same environment, by the same name."""
+
+    env: PettingZooEnv
+
+    def __call__(self, num_envs: int, workers: int) -> PettingZooEnv:
+        source = self.env._source
+        return PettingZooEnv(source.env, num_envs, name=self.env._name, kwargs=source.kwargs, workers=workers)
 
 
 def _shared_out(copies: int, workers: int) -> list[slice]:

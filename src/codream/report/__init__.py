@@ -7,7 +7,7 @@ from typing import Any
 
 from codream.agents import load
 from codream.checkpoint import CheckpointError
-from codream.evaluation import CrossPlay
+from codream.evaluation import CrossPlay, EndlessEpisode
 from codream.live import publish
 from codream.report.comparison import compare
 from codream.report.dreams import Dreamed, Episode, dream
@@ -40,9 +40,9 @@ def report(
     where an environment is slow). `cross_play`: an evaluation of the same agents, if there is one already. `env`: the
     environment, where the run was trained on one given as an object.
 
-    Whatever is missing (no metrics yet, a line cut off in writing, no checkpoint yet) is said in the report. Raises
-    RunError for a folder that is no run, or whose environment is another now or was an object and is not given;
-    ModuleNotFoundError and UnknownEnvironment where it can no longer be made.
+    Whatever is missing (no metrics yet, a line cut off in writing, no checkpoint yet, episodes without end) is said in
+    the report. Raises RunError for a folder that is no run, or whose environment is another now or was an object and
+    is not given; ModuleNotFoundError and UnknownEnvironment where it can no longer be made.
     """
     run = Run.open(run, root)
     config, about = run.config, run.about
@@ -51,10 +51,10 @@ def report(
     if not quick:
         try:
             agents = load(run, env=env)
-        except CheckpointError as err:
+            measured = measure_run(run, agents, cross_play=cross_play, episodes=episodes, progress=progress)
+        except (CheckpointError, EndlessEpisode) as err:
             unplayed.append(f"Nothing could be played: {err}")
         else:
-            measured = measure_run(run, agents, cross_play=cross_play, episodes=episodes, progress=progress)
             scenes, sides = measured["scenes"], measured["sides"]
             gif = film(scenes[0], 0, sides) if scenes else None
             publish(run.path, measured["steps"], standing_markdown(measured), gif)

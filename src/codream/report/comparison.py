@@ -193,8 +193,8 @@ def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[
     found = measured(groups, sides)
     if not found:
         return (
-            '<p class="empty">None of these runs has been measured against the references yet. <code>codream report RUN'
-            "</code> does so; then compare again.</p>"
+            '<p class="empty">None of these runs has been measured against the references as it is now. <code>codream '
+            "report RUN</code> does so; then compare again.</p>"
         )
     head = "".join(f'<th scope="col">{html.escape(label)}</th>' for label in groups)
     body = ""

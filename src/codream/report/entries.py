@@ -51,7 +51,7 @@ def entry_of(run: Run) -> Entry:
     about = run.about
     metrics, warnings = metrics_of(run)
     environment, keywords = about["environment"], run.config.env_kwargs
-    game = environment["name"] + (f" {json.dumps(keywords, sort_keys=True, default=str)}" if keywords else "")
+    game = environment["name"] + (f" {json.dumps(keywords, sort_keys=True)}" if keywords else "")
     return Entry(run, run.path.name, game, tuple(environment["agents"]), metrics, warnings, about["device"])
 
 

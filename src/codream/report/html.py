@@ -232,6 +232,7 @@ _PLAYER = """<div class="player" id="player"><div class="controls">
 
 def _about(config: Config, about: Mapping[str, Any], seconds: float) -> str:
     every, usual = flat(config), flat(PRESETS.get(config.preset, Config()))
+    begun = f"in the preset {config.preset}" if config.preset in PRESETS else "by default"
     rows = "".join(
         f"<tr><th "
         f'scope="row">{html.escape(key)}</th><td{_mark(value, usual.get(key))}>{html.escape(str(value))}</td></tr>'
@@ -251,8 +252,7 @@ def _about(config: Config, about: Mapping[str, Any], seconds: float) -> str:
     machine = "".join(f'<tr><th scope="row">{a}</th><td>{html.escape(str(b))}</td></tr>' for a, b in facts)
     return (
         f'<div class="columns"><table><tbody>{machine}</tbody></table><table><tbody>{versions}</tbody></table></div>'
-        f'<details><summary>All options</summary><p class="fine">Bold: other than in the preset '
-        f"{html.escape(config.preset)}, "
+        f'<details><summary>All options</summary><p class="fine">Bold: other than {html.escape(begun)}, '
         f"or filled in for this environment.</p><div "
         f'class="columns"><table><tbody>{rows}</tbody></table></div></details>'
     )

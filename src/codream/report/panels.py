@@ -77,8 +77,8 @@ class _Logged:
         return Panel(
             "returns",
             "Episode returns",
-            "Sum of rewards in one training episode, each agent by itself: a moving average over the faint raw values. "
-            + sentence,
+            "Sum of rewards in one training episode in which all play as they have learned so far, each agent by "
+            "itself: a moving average over the faint raw values. " + sentence,
             chart(self.each("episode/return/{}", smooth=True), x_label=STEPS, y_label="return per episode"),
         )
 

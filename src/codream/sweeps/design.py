@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from codream.config import Config, ConfigError
-from codream.presets import preset, reads
+from codream.presets import PRESETS, preset, reads
 from codream.reading import build, flat
 from codream.report.entries import FREE
 from codream.runs import default_name
@@ -149,7 +149,7 @@ def _with(config: Config, values: Mapping[str, Any], keep: Collection[str]) -> C
     """`config` with some fields changed, checked as if it had been read from a file."""
     try:
         if "preset" in values:
-            own, other = flat(preset(config.preset)), preset(_text("preset", values["preset"]))
+            own, other = flat(PRESETS.get(config.preset, Config())), preset(_text("preset", values["preset"]))
             stays = {"env", "env_kwargs", *keep} - {"algo", "preset"}  # which a preset says by itself
             changed = {name: value for name, value in flat(config).items() if name in stays or value != own[name]}
             kept = {name: value for name, value in changed.items() if reads(other.algo, name)}
