@@ -40,6 +40,8 @@ assert hosts.perhaps_from_first(lambda: np.ones(2), np.zeros(2)).tolist() == [1,
 everywhere = placed(got, 4)
 assert len(everywhere["x"].sharding.device_set) == 4
 assert hosts.on_this(everywhere)["x"].is_fully_addressable
+again = placed({"x": hosts.on_this(everywhere)["x"] + 1, "key": got["key"]}, 4)  # as episodes that were cut here
+assert hosts.on_this(again)["x"][2] == 1 and len(again["key"].sharding.device_set) == 4
 
 def fail():
     raise ZeroDivisionError("only here")

@@ -100,7 +100,9 @@ def lambda_returns(
         g_t = reward + gamma * cont * ((1 - lam) * value + lam * g_tp1)
         return g_t, g_t
 
-    _, returns = jax.lax.scan(back, value_tp1[-1], (reward_t, cont_t, value_tp1), reverse=True)
+    # In a loop an accelerator would start kernels of next to no work for every step.
+    apart = jax.default_backend() != "cpu"
+    _, returns = jax.lax.scan(back, value_tp1[-1], (reward_t, cont_t, value_tp1), reverse=True, unroll=apart)
     return returns
 
 

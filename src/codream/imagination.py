@@ -42,7 +42,9 @@ def from_context(model: WorldModel, context: Sequence, room: int, key: PRNGKeyAr
     """
     code = model.representation
     keys = jax.random.split(key, len(context.obs))
-    z = jax.vmap(code.encode)(context.obs, keys)
+    # Images step by step: all of a batch's contexts at once, taken apart for the convolutions, would not fit.
+    encode = jax.lax.map if model.spec.is_image else lambda f, xs: jax.vmap(f)(xs)
+    z = encode(lambda x: code.encode(*x), (context.obs, keys))
     past, now = jax.tree.map(lambda x: x[:-1], z), jax.tree.map(lambda x: x[-1], z)
     segment, fresh = context.segment, context.first[-1]
     acts = context.acting[:-1, context.focal]
@@ -78,11 +80,11 @@ def dream(
     features = jax.vmap(model.features, in_axes=(0, 0, axes), out_axes=(0, axes))
     imagine = jax.vmap(model.imagine, in_axes=(0, 0, 0, axes, 0), out_axes=(0, 0, 0, axes))
 
-    def step(carry: tuple[Any, Array, Hidden], time: Int[Array, ""]) -> tuple[tuple, tuple]:
+    def step(carry: tuple[Any, Array | None, Hidden], keys: Key[Array, "three batch"]) -> tuple[tuple, tuple]:
         z, mask, hidden = carry
-        mask_keys, act_keys, model_keys = jnp.moveaxis(jax.vmap(lambda k: noise(k, time))(keys), 1, 0)
+        mask_keys, act_keys, model_keys = keys
         s, hidden = features(z, focal, hidden)
-        log_probs = policy(split(s), split(mask))
+        log_probs = policy(split(s), split(exists if mask is None else mask))
         action = jax.vmap(sample_index)(act_keys, merge(log_probs))
         z_next, reward, cont, hidden = imagine(z, action, focal, hidden, model_keys)
         return (z_next, predicted_mask(z_next, mask_keys), hidden), (kept(s), z, mask, action, reward, cont)
@@ -95,19 +97,22 @@ def dream(
     def noise(key: PRNGKeyArray, time: Int[Array, ""]) -> Key[Array, " three"]:
         return jax.random.split(jax.random.fold_in(key, time), 3)
 
-    def predicted_mask(z: Any, keys: Key[Array, " batch"]) -> Bool[Array, "batch actions"]:
+    def predicted_mask(z: Any, keys: Key[Array, " batch"]) -> Bool[Array, "batch actions"] | None:
         if model.mask is None:
-            return exists
+            return None
         return usable(jax.vmap(jax.random.bernoulli)(keys, jax.nn.sigmoid(jax.vmap(model.mask)(z))) & exists)
 
     def usable(mask: Bool[Array, "batch actions"]) -> Bool[Array, "batch actions"]:
         """An agent always has an action."""
         return jnp.where(mask.any(axis=-1, keepdims=True), mask, exists)
 
-    mask = exists if model.mask is None else usable(context.mask[:, -1] & exists)
-    (z, _, hidden), steps = jax.lax.scan(step, (z, mask, hidden), jnp.arange(horizon))
+    mask = None if model.mask is None else usable(context.mask[:, -1] & exists)
+    every = jax.vmap(lambda time: jax.vmap(lambda key: noise(key, time), out_axes=1)(keys))(jnp.arange(horizon))
+    (z, _, hidden), steps = jax.lax.scan(step, (z, mask, hidden), every)
     s_last = kept(features(z, focal, hidden)[0])
     s, latent, masks, action, reward, cont = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), steps)
+    if masks is None:
+        masks = jnp.broadcast_to(exists[:, None], (len(exists), horizon, exists.shape[1]))
     ended = lambda x, last: jnp.concatenate([x, last[:, None]], axis=1)  # noqa: E731
     return Dream(
         features=split(jax.tree.map(ended, s, s_last)),

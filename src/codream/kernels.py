@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -24,7 +24,18 @@ NUMBERS = 512
 def suits(*sizes: int) -> bool:
     """Whether there is a GPU that the kernels are for, and all sizes are powers of two, as they need."""
     powers = all(size > 0 and size & (size - 1) == 0 for size in sizes)
-    return powers and jax.default_backend() == "gpu" and _ampere(jax.devices()[0])
+    return powers and jax.default_backend() == "gpu" and _ampere(jax.devices()[0]) and _settings() is not None
+
+
+@cache
+def _settings() -> Callable[..., Any] | None:
+    """How Triton compiles; None where this JAX does not say it so (before 0.7, and once it has left Triton): then XLA's
+    own kernels are used."""
+    try:  # here, as it is slow to import and not needed on a CPU
+        from jax.experimental.pallas.triton import CompilerParams
+    except ImportError:
+        return None
+    return CompilerParams
 
 
 def _ampere(device: Any) -> bool:
@@ -317,17 +328,16 @@ def _called(
     grid: tuple[int, ...] = (),
     aliases: dict[int, int] | None = None,
 ) -> Any:
-    from jax.experimental import pallas  # here, as it is slow to import and not needed on a CPU
-    from jax.experimental.pallas import triton
+    from jax.experimental import pallas  # slow to import as well
 
     warps = 1 << max(1, min(8, numbers // NUMBERS)).bit_length() - 1
-    settings = triton.CompilerParams(num_warps=warps, num_stages=1)
+    triton = _settings()
     return pallas.pallas_call(
         kernel,
         out_shape=out,
         grid=grid,
         input_output_aliases=aliases or {},
-        compiler_params=settings,
+        compiler_params=None if triton is None else triton(num_warps=warps, num_stages=1),
         interpret=interpret,
         name=name,
     )(*given)

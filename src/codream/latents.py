@@ -29,6 +29,8 @@ __all__ = [
     "value_bins",
 ]
 
+FEW = 16  # columns, up to which a running sum is no product on an accelerator
+
 
 Bins = Float[Array | np.ndarray, " bins"]
 
@@ -107,9 +109,21 @@ def sample_index(key: PRNGKeyArray, logits: Float[Array, "*s classes"], share: f
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     if share:
         weights = (1 - share) * weights + share / n * jnp.sum(weights, axis=-1, keepdims=True)
-    total = weights @ np.triu(np.ones((n, n), weights.dtype))  # a running sum, faster so than as a scan
+    total = _running_sum(weights)
     # The second condition: an impossible class after the last possible one is not drawn, however u is rounded.
     return jnp.sum((total <= u[..., None] * total[..., -1:]) & (total < total[..., -1:]), axis=-1)
+
+
+def _running_sum(x: Float[Array, "*s n"]) -> Float[Array, "*s n"]:
+    """Along the last axis; as a product, which is faster than a scan. Elsewhere than on a CPU products are rounded to
+    fewer bits by default, and one of a few columns is a kernel by itself."""
+    n = x.shape[-1]
+    upto = np.triu(np.ones((n, n), bool))
+    if jax.default_backend() == "cpu":
+        return x @ upto.astype(x.dtype)
+    if n <= FEW:
+        return jnp.sum(jnp.where(upto, x[..., :, None], 0.0), axis=-2)
+    return jnp.matmul(x, upto.astype(x.dtype), precision=jax.lax.Precision.HIGHEST)
 
 
 def sample_onehot(

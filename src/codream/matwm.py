@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from fractions import Fraction
+from functools import partial
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -323,12 +324,17 @@ def _imagined_bonus(
     curiosity, spec = state.curiosity, state.spec
     if curiosity is None:
         return None, None
-    later = jax.tree.map(lambda x: x[:, :, 1:], imagined.latent)
-    obs = jax.vmap(jax.vmap(jax.vmap(state.world_model.representation.decode)))(later)
-    if not spec.is_image:
-        obs = jnp.where(jnp.asarray(spec.obs_valid)[:, None, None], obs, 0.0)
-    obs = jnp.moveaxis(obs, (0, 2), (2, 0))  # [horizon, starts, agents, …]
-    error = errors(curiosity, obs.reshape(-1, *obs.shape[2:]), config.curiosity).reshape(obs.shape[:3])
+    decode = jax.vmap(jax.vmap(state.world_model.representation.decode))
+    error_of = partial(errors, curiosity, config=config.curiosity)
+
+    def after(latent: Any) -> Float[Array, "starts agents"]:
+        """Errors at one imagined step of all trajectories: images of all steps at once would not fit."""
+        obs = decode(latent)
+        if not spec.is_image:
+            obs = jnp.where(jnp.asarray(spec.obs_valid)[:, None], obs, 0.0)
+        return error_of(jnp.swapaxes(obs, 0, 1))
+
+    error = jax.lax.map(after, jax.tree.map(lambda x: jnp.moveaxis(x[:, :, 1:], 2, 0), imagined.latent))
     reward, curiosity = bonus(curiosity, error, jnp.ones(error.shape, bool), config.agents.gamma)
     return jnp.moveaxis(reward, (0, 2), (2, 0)), curiosity
 

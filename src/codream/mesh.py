@@ -87,16 +87,18 @@ def everywhere(tree: T, devices: int) -> T:
 
 def placed(tree: T, devices: int) -> T:
     """`tree`, which is the same on every host, copied to every device. Outside compiled functions."""
-    return _on_all(tree, devices, jax.device_put if number() == 1 else _computed)
+    return _on_all(tree, devices, jax.device_put if number() == 1 else _copied)
 
 
-def _computed(arrays: T, place: NamedSharding) -> T:
+def _copied(arrays: T, place: NamedSharding) -> T:
     """What `device_put` does, on devices of which some are another host's."""
-    return jax.jit(_same, out_shardings=place)(arrays)
+    here = sorted(place.addressable_devices, key=lambda device: device.id)
 
+    def copied(x: Any) -> Array:
+        parts = [jax.device_put(x, device, may_alias=False) for device in here]
+        return jax.make_array_from_single_device_arrays(parts[0].shape, place, parts)
 
-def _same(arrays: T) -> T:
-    return arrays
+    return jax.tree.map(copied, arrays)
 
 
 def _on_all(tree: T, devices: int, put: Any) -> T:

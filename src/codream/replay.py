@@ -139,7 +139,8 @@ def sample_recent(
         return free & ~near, (end + length - 1, copy)
 
     free = jnp.ones((len(ends), copies), bool)
-    _, (age, copy) = jax.lax.scan(draw, free, jax.random.split(key, count))
+    apart = jax.default_backend() != "cpu"  # a loop's small kernels would be started turn by turn
+    _, (age, copy) = jax.lax.scan(draw, free, jax.random.split(key, count), unroll=apart)
     return age, copy
 
 

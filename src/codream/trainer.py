@@ -23,6 +23,7 @@ from codream.health import TrainingDiverged
 from codream.hosts import SharedEnv, is_first, most, number, perhaps_from_first, text_from_first
 from codream.live import Live, WandbMode
 from codream.loop import Loop
+from codream.memory import cuda_gives
 from codream.presets import idle, preset, refuse_unread
 from codream.progress import Bar, to_stderr
 from codream.reading import changes
@@ -178,6 +179,7 @@ def _trained(
     requests: list[_Request], env: Any, root: str | Path, progress: bool, wandb: WandbMode, peek: bool
 ) -> list[Run]:
     """Train what is asked for, all of one configuration but for the seed, and return the runs."""
+    cuda_gives()
     if requests[0].resumed is None:
         refuse_unread(requests[0].config)
     made, config = environment_of(requests[0].config, env)

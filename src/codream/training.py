@@ -22,6 +22,7 @@ from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv, TimeStep
 from codream.guards import TimeLimit
 from codream.health import checks, summed
+from codream.hosts import is_first
 from codream.metrics import Sums
 
 __all__ = ["GraphDriver", "HostDriver", "Runner", "choose", "common_reward", "driver_for", "learn"]
@@ -122,7 +123,8 @@ class HostDriver:
 
     def __init__(self, env: HostEnv, config: Config):
         self.env, self.config, self.spec = env, config, env.spec
-        self._limit = TimeLimit(config.env_time_limit, EnvironmentFailure)
+        # Other hosts wait for the first, also while it saves or plays; it tells them where its environment hangs.
+        self._limit = TimeLimit(config.env_time_limit if is_first() else 0.0, EnvironmentFailure)
         self._resting = True  # no episode is running, so the next step starts one in every copy
         self._holding = False  # copies whose episode has ended wait for the others
         self._chosen: tuple[Choice, Any] | None = None  # for the next step already, see `config.async_collect`

@@ -1,5 +1,6 @@
 """The GPU's kernels, interpreted here, give what the plain functions give."""
 
+import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -103,6 +104,16 @@ def test_they_are_used_where_they_can_be(backend, capability, shape, used, monke
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
     traced = str(jax.make_jaxpr(jax.vmap(recall, ONE_EACH))(*remembered(**shape)))
     assert ("pallas_call" in traced) == used
+
+
+def test_without_triton_they_are_not_used(monkeypatch):
+    """JAX before 0.7 has it by another name, and a later one may have it no more."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability="9.0")])
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    kernels._settings.cache_clear()
+    assert not kernels.suits(8, 64)
+    kernels._settings.cache_clear()
 
 
 @pytest.mark.parametrize("out", [5, 100])

@@ -136,3 +136,13 @@ def test_kl_against_hand_computed_numbers():
     expected = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
     np.testing.assert_allclose(kl(p, q), expected, rtol=1e-5)
     np.testing.assert_allclose(kl(p, p), 0.0, atol=1e-7)
+
+
+@pytest.mark.parametrize("classes", [5, 41])
+def test_an_accelerator_draws_the_same(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its running sums are other programs."""
+    logits = jax.random.normal(jax.random.key(0), (512, classes))
+    here = sample_index(jax.random.key(1), logits)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    there = sample_index(jax.random.key(1), logits)
+    assert np.mean(np.asarray(here) == np.asarray(there)) > 0.995  # a class on the border may be the next

@@ -99,7 +99,10 @@ def test_half_precision_is_only_of_products(found: dict) -> None:
 
 
 def test_shares_must_be_equal_and_devices_there() -> None:
-    with pytest.raises(ConfigError, match=r"batch must be a multiple of devices.*got 6 \(a multiple of the 3 agents\) and 4; the nearest: 12"):
+    with pytest.raises(
+        ConfigError,
+        match=r"a multiple of devices.*got 6 \(a multiple of the 3 agents\) and 4; the nearest: 12",
+    ):
         tiny(SPEC, devices=4)
     with pytest.raises(ConfigError, match="devices=64, but there"):
         data_mesh(64)

@@ -466,7 +466,9 @@ def projecting(gradient, coef):
     return unresolved(projection, world_model_every=4.0, world_model=model, **LEARNS)
 
 
-@pytest.mark.parametrize(("gradient", "coef"), [("straight_through", 2.0), ("reinforce", 3.0)])
+@pytest.mark.parametrize(
+    ("gradient", "coef"), [pytest.param("straight_through", 2.0, marks=pytest.mark.slow), ("reinforce", 3.0)]
+)
 def test_what_if_everyone_acted_as_i_do_makes_helping_pay(gradient, coef):
     """With selfish PPO reward and a symmetric imagined one, helping is learned where selfish PPO alone unlearns it."""
     assert (learned(Helping(), projecting(gradient, coef), 480) > 0.8).all()
@@ -591,6 +593,7 @@ class Clock(Bandit):
         return jnp.full((self.spec.num_agents, 1), state.step, jnp.float32)
 
 
+@pytest.mark.slow
 def test_matwm_with_curiosity_trains():
     env = Clock()
     config = tiny(env.spec, world_model_every=16.0, agents_every=16.0)
