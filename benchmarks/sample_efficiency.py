@@ -24,6 +24,7 @@ import codream
 from codream.config import KEEPING
 from codream.evaluation import CrossPlay
 from codream.reading import changes
+from codream.retention import reached
 
 FREE = (*KEEPING, "total_steps")  # may differ from those of a run that is there already
 # Columns of the table: (heading, whose return, line-up).
@@ -68,8 +69,8 @@ def train(args: argparse.Namespace, seed: int) -> None:
     changed = changes(saved, config.resolve(codream.make_env(config.env, **config.env_kwargs).spec), FREE)
     if changed:
         raise SystemExit(f"{path} was trained with other options ({changed}: before, now); give another --label")
-    if not (path / "checkpoints" / str(max(args.marks))).exists():
-        codream.train(resume=path)
+    if not reached(path / "checkpoints", max(args.marks)):
+        codream.train(dataclasses.replace(saved, total_steps=max(args.marks)), resume=path)
 
 
 def mean_and_interval(values: list[float]) -> str:

@@ -9,8 +9,9 @@ trained together in one program, which is the same as training each by itself an
 trained for `--steps` and then on until the time that wm_rnd took for them, so that the table has both: equal
 environment steps and, separately, equal wall-clock, compiling not counted. On a CPU, which others may use too, that is
 the seconds of this process; tie it to one core (`taskset -c 0 python …`) to have them mean what they say. What was
-found is kept in `--results`, one file for each game and variant; variants found there are not trained again, those
-that are not are `unmeasured`. Intervals are 95% bootstrap intervals of the mean over seeds.
+found is kept in `--results`, one file for each game and variant. Variants found there are not trained again, but for
+those judged before wm_rnd had a time; what is not there is `unmeasured`. Intervals are 95% bootstrap intervals of the
+mean over seeds.
 """
 
 from __future__ import annotations

@@ -384,6 +384,15 @@ def test_playing_beside_training_leaves_the_given_environment_alone(runs: Path) 
     agents = load(run, env=mine)
     evaluate(agents, episodes=2, progress=False)
     assert (mine.taken, mine.agents) == (0, Toy.possible_agents)
+    with_copies = make_env(mine, 1)
+    again = build_beside(ppo_config(), 2, apart(with_copies))
+    mine.reset(seed=3)
+    again.reset(np.zeros(2, int))
+    again.close()  # type: ignore[union-attr]
+    assert (mine.taken, mine.agents) == (0, Toy.possible_agents)
+    with pytest.raises(TypeError, match=r"keywords .* need a maker, but Toy is an instance"):
+        make_env(apart(with_copies), 1, render_mode="rgb_array")
+    assert make_env(apart(make_env(Toy, 1)), 1, length=3).spec == again.spec
 
 
 def test_checkpoints_are_kept_by_policy(runs: Path) -> None:

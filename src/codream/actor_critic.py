@@ -22,7 +22,7 @@ from codream.linear import Input, lowered
 from codream.mesh import gathered, on_shares, total
 from codream.nets import MLP
 from codream.optimisers import adam, norm, update_ratio
-from codream.pieces import each_agent, pieces, summed
+from codream.pieces import each_agent, pieces, summed, unrolled
 
 __all__ = [
     "Actor",
@@ -100,9 +100,8 @@ def lambda_returns(
         g_t = reward + gamma * cont * ((1 - lam) * value + lam * g_tp1)
         return g_t, g_t
 
-    # In a loop an accelerator would start kernels of next to no work for every step.
-    apart = jax.default_backend() != "cpu"
-    _, returns = jax.lax.scan(back, value_tp1[-1], (reward_t, cont_t, value_tp1), reverse=True, unroll=apart)
+    steps, turns = (reward_t, cont_t, value_tp1), unrolled(len(reward_t))
+    _, returns = jax.lax.scan(back, value_tp1[-1], steps, reverse=True, unroll=turns)
     return returns
 
 

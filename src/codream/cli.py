@@ -28,7 +28,7 @@ from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, UnknownEnvironment
 from codream.envs.own import maker
 from codream.envs.registry import envs_table
-from codream.evaluation import CrossPlay, evaluate
+from codream.evaluation import CrossPlay, EndlessEpisode, evaluate
 from codream.health import TrainingDiverged
 from codream.hosts import FirstHostFailed, is_first, join, leave
 from codream.inspection import inspect
@@ -132,7 +132,11 @@ def _train(command: Train) -> None:
         return
     try:
         for run in runs if command.episodes else ():
-            result = evaluate(load(run, env=env), episodes=command.episodes)
+            try:
+                result = evaluate(load(run, env=env), episodes=command.episodes)
+            except EndlessEpisode as err:
+                print(f"codream: no table, as {err}", file=sys.stderr)
+                continue
             Console().print(result.table())
             _report_after(run, result, env)
     finally:  # it is trained, whatever goes wrong with playing

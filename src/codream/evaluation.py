@@ -329,7 +329,7 @@ def play(
         if length.max() > LONGEST:
             raise EndlessEpisode(
                 f"an episode of {env.spec.name} has not ended after {LONGEST:,} steps, so its return cannot be told; "
-                "train it with a time limit to have it evaluated"
+                "it needs a time limit"
             )
         if outcomes is not None:
             outcomes.step(np.asarray(here.reward), np.asarray(before.last), getattr(env, "choices", None))

@@ -57,13 +57,13 @@ class LeaveRequests:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if self._pipe is not None:
+            signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self._pipe is None:
-            return
-        signal.set_wakeup_fd(self._wakeup)
-        os.close(self._pipe[1])  # ends the thread, which closes the other end
-        self._pipe = None
+        if self._pipe is not None:
+            os.close(self._pipe[1])  # ends the thread, which closes the other end
+            self._pipe = None
 
     def _note(self, number: int, _: Any) -> None:
         self.asked = self.asked or number

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from codream.latents import sample_index
 from codream.linear import Input
+from codream.pieces import one_by_one
 from codream.representation import Latent
 from codream.world_model import Hidden, Sequence, WorldModel
 
@@ -42,9 +43,8 @@ def from_context(model: WorldModel, context: Sequence, room: int, key: PRNGKeyAr
     """
     code = model.representation
     keys = jax.random.split(key, len(context.obs))
-    # Images step by step: all of a batch's contexts at once, taken apart for the convolutions, would not fit.
-    encode = jax.lax.map if model.spec.is_image else lambda f, xs: jax.vmap(f)(xs)
-    z = encode(lambda x: code.encode(*x), (context.obs, keys))
+    # The images of all contexts at once, taken apart for the convolutions, would not fit.
+    z = one_by_one(lambda x: code.encode(*x), (context.obs, keys), model.spec.is_image)
     past, now = jax.tree.map(lambda x: x[:-1], z), jax.tree.map(lambda x: x[-1], z)
     segment, fresh = context.segment, context.first[-1]
     acts = context.acting[:-1, context.focal]

@@ -331,13 +331,13 @@ def _called(
     from jax.experimental import pallas  # slow to import as well
 
     warps = 1 << max(1, min(8, numbers // NUMBERS)).bit_length() - 1
-    triton = _settings()
+    settings = _settings()
     return pallas.pallas_call(
         kernel,
         out_shape=out,
         grid=grid,
         input_output_aliases=aliases or {},
-        compiler_params=None if triton is None else triton(num_warps=warps, num_stages=1),
+        compiler_params=None if settings is None else settings(num_warps=warps, num_stages=1),
         interpret=interpret,
         name=name,
     )(*given)

@@ -27,7 +27,7 @@ from codream.linear import lowered
 from codream.mesh import everywhere, on_shares, total
 from codream.metrics import Metrics, repeat
 from codream.optimisers import clip, norm, update_ratio
-from codream.pieces import mapped, pieces
+from codream.pieces import mapped, one_by_one, pieces
 from codream.players import CURRENT, RANDOM, Past, draw_players, past_log_probs, snapshot
 from codream.replay import Replay, sample_recent, sample_starts, sequences
 from codream.world_model import Hidden, Sequence, WorldModel, world_model_loss
@@ -328,13 +328,14 @@ def _imagined_bonus(
     error_of = partial(errors, curiosity, config=config.curiosity)
 
     def after(latent: Any) -> Float[Array, "starts agents"]:
-        """Errors at one imagined step of all trajectories: images of all steps at once would not fit."""
+        """Errors at one imagined step of all trajectories."""
         obs = decode(latent)
         if not spec.is_image:
             obs = jnp.where(jnp.asarray(spec.obs_valid)[:, None], obs, 0.0)
         return error_of(jnp.swapaxes(obs, 0, 1))
 
-    error = jax.lax.map(after, jax.tree.map(lambda x: jnp.moveaxis(x[:, :, 1:], 2, 0), imagined.latent))
+    later = jax.tree.map(lambda x: jnp.moveaxis(x[:, :, 1:], 2, 0), imagined.latent)
+    error = one_by_one(after, later, spec.is_image)
     reward, curiosity = bonus(curiosity, error, jnp.ones(error.shape, bool), config.agents.gamma)
     return jnp.moveaxis(reward, (0, 2), (2, 0)), curiosity
 

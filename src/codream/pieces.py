@@ -9,7 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-__all__ = ["each_agent", "mapped", "pieces", "summed"]
+__all__ = ["each_agent", "mapped", "one_by_one", "pieces", "summed", "unrolled"]
+
+MOST_TURNS = 32
 
 
 def pieces(total: int, most: int) -> int:
@@ -70,3 +72,14 @@ def each_agent(function: Callable[..., Any], *args: Any) -> Any:
         return out
 
     return eqx.combine(jax.lax.map(one, arrays), rest[0])
+
+
+def unrolled(turns: int) -> int:
+    """How many turns of a loop of next to no work are written out: elsewhere than on a CPU all, up to MOST_TURNS, as a
+    loop's kernels are started turn by turn."""
+    return 1 if jax.default_backend() == "cpu" else max(1, min(turns, MOST_TURNS))
+
+
+def one_by_one(function: Callable[[Any], Any], xs: Any, apart: bool) -> Any:
+    """`function` of every row of the tree `xs`; `apart`: one after the other, where all at once would not fit."""
+    return jax.lax.map(function, xs) if apart else jax.vmap(function)(xs)

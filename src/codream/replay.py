@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from codream.envs import EnvSpec, TimeStep
+from codream.pieces import unrolled
 from codream.world_model import Sequence
 
 __all__ = ["Replay", "sample_recent", "sample_starts", "sequences", "unwritten", "written"]
@@ -139,8 +140,7 @@ def sample_recent(
         return free & ~near, (end + length - 1, copy)
 
     free = jnp.ones((len(ends), copies), bool)
-    apart = jax.default_backend() != "cpu"  # a loop's small kernels would be started turn by turn
-    _, (age, copy) = jax.lax.scan(draw, free, jax.random.split(key, count), unroll=apart)
+    _, (age, copy) = jax.lax.scan(draw, free, jax.random.split(key, count), unroll=unrolled(count))
     return age, copy
 
 

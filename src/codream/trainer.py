@@ -85,6 +85,7 @@ def train(
     EnvironmentFailure with the environment's own error and the last checkpoint (also where it hangs, see
     `config.env_time_limit`), TrainingDiverged where something is not finite (see `config.on_nan`).
     """
+    cuda_gives()
     Live.check(wandb)
     if checkpoint is not None and resume is None:
         raise ConfigError("--checkpoint needs --resume RUN: it says from which of the run's checkpoints to go on")
@@ -118,6 +119,7 @@ def train_seeds(
 
     Raises what `train` does; ConfigError also for a host environment, several `devices` and less than one seed.
     """
+    cuda_gives()
     if seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {seeds}")
     _refuse_name(name, resume)
@@ -179,7 +181,6 @@ def _trained(
     requests: list[_Request], env: Any, root: str | Path, progress: bool, wandb: WandbMode, peek: bool
 ) -> list[Run]:
     """Train what is asked for, all of one configuration but for the seed, and return the runs."""
-    cuda_gives()
     if requests[0].resumed is None:
         refuse_unread(requests[0].config)
     made, config = environment_of(requests[0].config, env)

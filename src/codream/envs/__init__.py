@@ -229,7 +229,7 @@ def make_env(env: Any, num_envs: int = 1, *, env_workers: int = 1, **kwargs: Any
     from codream.envs.pettingzoo import Again, PettingZooEnv
 
     if isinstance(env, Again):
-        return env(num_envs, env_workers)
+        return env(num_envs, env_workers, kwargs)
     return PettingZooEnv(env, num_envs, kwargs=kwargs, workers=env_workers)
 
 

@@ -56,6 +56,8 @@ def apart(env: Any) -> Any:
 
     Raises TypeError where it cannot be copied.
     """
+    if env is None:
+        return env
     from codream.envs.pettingzoo import Again, PettingZooEnv  # which takes a while to import
 
     if isinstance(env, PettingZooEnv):

@@ -196,9 +196,13 @@ class Again(NamedTuple):
 
     env: PettingZooEnv
 
-    def __call__(self, num_envs: int, workers: int) -> PettingZooEnv:
+    def __call__(self, num_envs: int, workers: int, kwargs: dict[str, Any]) -> PettingZooEnv:
         source = self.env._source
-        return PettingZooEnv(source.env, num_envs, name=self.env._name, kwargs=source.kwargs, workers=workers)
+        if source.kwargs is None:  # an instance, which is the other's first copy
+            maker, given = (lambda **more: _refused(more, source.env) or source.make(1)[0]), kwargs
+        else:
+            maker, given = source.env, source.kwargs | kwargs
+        return PettingZooEnv(maker, num_envs, name=self.env._name, kwargs=given, workers=workers)
 
 
 def _shared_out(copies: int, workers: int) -> list[slice]:
@@ -209,13 +213,18 @@ def _shared_out(copies: int, workers: int) -> list[slice]:
     return [slice(k * copies // workers, (k + 1) * copies // workers) for k in range(workers)]
 
 
+def _refused(kwargs: dict[str, Any], instance: Any) -> None:
+    """Raise TypeError for keywords of what is already made."""
+    if kwargs:
+        raise TypeError(f"keywords {sorted(kwargs)} need a maker, but {type(instance).__name__} is an instance")
+
+
 def _source(env: Any, kwargs: dict[str, Any]) -> Source:
     """Where copies come from. Raises TypeError for what makes none."""
     if hasattr(env, "parallel_env"):  # a module like mpe2.simple_tag_v3
         env = env.parallel_env
     if not isinstance(env, type) and hasattr(env, "step") and hasattr(env, "reset"):
-        if kwargs:
-            raise TypeError(f"keywords {sorted(kwargs)} need a maker, but {type(env).__name__} is an instance")
+        _refused(kwargs, env)
         return Source(env, None)
     if callable(env):
         return Source(env, kwargs)

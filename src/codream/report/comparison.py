@@ -14,7 +14,7 @@ from codream.agents import Agents, Player, load
 from codream.checkpoint import CheckpointError
 from codream.config import ConfigError
 from codream.envs import TimeStep
-from codream.evaluation import as_host, play
+from codream.evaluation import EndlessEpisode, as_host, play
 from codream.progress import Bar
 from codream.report.charts import DASHES, Line, chart
 from codream.report.entries import SHARES, Entry, entry_of, measured, methods, runs_in, told_apart
@@ -252,7 +252,10 @@ def _heat(entries: Sequence[Entry], env: Any, episodes: int, progress: bool) -> 
         for i, a in enumerate(teams.values()):
             for j, b in enumerate(teams.values()):
                 mixed = _Mixed(a.player(), b.player(), theirs)
-                got = play(played, dict.fromkeys(one.spec.sides, mixed), episodes).mean(axis=0)
+                try:
+                    got = play(played, dict.fromkeys(one.spec.sides, mixed), episodes).mean(axis=0)
+                except EndlessEpisode as err:
+                    return f'{told}<p class="warn">No matches were played: {html.escape(str(err))}</p>'
                 returns[i, j] = [got[list(members)].mean() for members in (ours, theirs)]
                 bar.update(i * len(teams) + j + 1, last=(i, j) == (len(teams) - 1,) * 2)
     played.close()
