@@ -45,15 +45,9 @@ def test_a_few_updates(env: str, part: str) -> None:
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("uneven", "async_collect"),
-    [
-        (False, False),
-        (True, True),
-        pytest.param(False, True, marks=pytest.mark.slow),
-        pytest.param(True, False, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("async_collect", [False, True])
 def test_updates_that_the_host_counts(
     uneven: bool, async_collect: bool, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,11 @@ from codream.nets import MLP, _turn, _turns
 CLOSE = {"float32": {"rtol": 1e-4, "atol": 2e-5}, "bfloat16": {"rtol": 2e-2, "atol": 2e-2}}
 ROWS = 3
 ONE_EACH = (0, None, None, None, 0, 0, 0)
-SIZES = [(4, 5, 8), (1, 1, 16), (8, 19, 64)]
+CASES = [
+    *((*sizes, dtype) for sizes in ((4, 5, 8), (1, 1, 16)) for dtype in CLOSE),
+    (8, 19, 64, "float32"),
+    pytest.param(8, 19, 64, "bfloat16", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture
@@ -56,8 +60,7 @@ def plain(function, given):
     return jax.vmap(function, ONE_EACH)(token, bias, turn, slot, clear(keys), clear(values), valid)
 
 
-@pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize(("heads", "time", "size"), SIZES)
+@pytest.mark.parametrize(("heads", "time", "size", "dtype"), CASES)
 def test_recalling_is_attention_to_what_is_remembered(heads, time, size, dtype):
     given = remembered(heads, time, size, dtype)
     seen, *memory = jax.jit(jax.vmap(partial(kernels.recall, interpret=True), ONE_EACH))(*given)
@@ -69,8 +72,7 @@ def test_recalling_is_attention_to_what_is_remembered(heads, time, size, dtype):
         np.testing.assert_allclose(jnp.where(valid, one, 0), jnp.where(valid, other, 0), **CLOSE[dtype])
 
 
-@pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize(("heads", "time", "size"), SIZES)
+@pytest.mark.parametrize(("heads", "time", "size", "dtype"), CASES)
 def test_rereading_is_attention_and_remembers(heads, time, size, dtype, request):
     tokens, bias, turns, allowed = context(heads, time, size, dtype)
     for since in {0, time - 1}:

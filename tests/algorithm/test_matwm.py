@@ -316,6 +316,7 @@ def test_outcome_heads_may_have_a_learning_rate_of_their_own(game):
     np.testing.assert_allclose(step(None), [1e-3] * 4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_without_teammates_and_scaled_actions_it_acts_and_trains():
     """Whole steps of the graph driver, updates included; each switch alone is tested with the world model."""
     env = Mixed()
