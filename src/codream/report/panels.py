@@ -123,7 +123,8 @@ class _Logged:
         return Panel(
             "cumulative",
             "Cumulative reward",
-            "All reward that each agent has collected since training began; its slope is how well it does now.",
+            "What each agent has earned in the episodes of the first panel, summed since training began; its slope is "
+            "how well it does now.",
             chart(
                 _cumulative(self.metrics, self.agents, self.sides),
                 x_label=STEPS,
