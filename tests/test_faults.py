@@ -35,10 +35,10 @@ from codream import (
     retention,
     train,
 )
+from codream.building import build_beside
 from codream.envs import HostEnv
 from codream.envs.own import apart
 from codream.guards import LeaveRequests, TimeLimit
-from codream.runs import build_beside
 from codream.saving import MetricsFile
 from codream.training import HostDriver
 

@@ -88,13 +88,19 @@ def test_the_table_in_the_terminal() -> None:
     assert "world model: loss 12.3, foresees 50% of the others' actions" in shown
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_what_is_said_stands_as_it_is(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names and errors may hold what Rich reads as markup."""
+def screen(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Where bars are shown."""
     out = io.StringIO()
     monkeypatch.setattr(
         "codream.progress.Console", lambda **_: Console(file=out, force_terminal=terminal, width=200, height=30)
     )
+    return out
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_said_stands_as_it_is(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and errors may hold what Rich reads as markup."""
+    out = screen(terminal, monkeypatch)
     with Bar("train", 100) as bar:
         bar.note("failed at [/device:GPU:0]")
         bar.say("go on with 'runs/lr[high]'")
@@ -105,10 +111,7 @@ def test_what_is_said_stands_as_it_is(terminal: bool, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_table_stands_below_the_bar_on_a_terminal_only(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = io.StringIO()
-    monkeypatch.setattr(
-        "codream.progress.Console", lambda **_: Console(file=out, force_terminal=terminal, width=120, height=30)
-    )
+    out = screen(terminal, monkeypatch)
     with Bar("train", 100) as bar:
         bar.below(live_table(MEANS, SPEC))
         bar.update(100, last=True)

@@ -16,11 +16,12 @@ from jaxtyping import Int
 
 from codream import checkpoint as checkpoints
 from codream.algorithms import State, algorithm
+from codream.building import build_beside
 from codream.compiled import quick_jit
 from codream.config import Config
 from codream.envs import EnvSpec, TimeStep
 from codream.envs.own import apart
-from codream.runs import Run, build_beside
+from codream.runs import Run
 from codream.training import driver_for
 
 __all__ = ["Agents", "Player", "load"]

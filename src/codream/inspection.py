@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from codream import matwm
+from codream.building import build_env
 from codream.config import Config
 from codream.envs import EnvSpec, HostEnv, TimeStep
 from codream.flops import both_counts
@@ -28,7 +29,7 @@ from codream.linear import Linear
 from codream.parts import Apart, Work, dims, first_agent, wm_rnd_apart
 from codream.presets import preset
 from codream.representation import Change
-from codream.runs import Run, build_env
+from codream.runs import Run
 
 __all__ = ["Inspection", "Layer", "inspect"]
 

@@ -14,6 +14,7 @@ import jax
 from codream import checkpoint as checkpoints
 from codream import retention
 from codream.algorithms import algorithm
+from codream.building import build_beside, build_env
 from codream.checkpoint import Checkpoint
 from codream.config import KEEPING, Config, ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv
@@ -30,7 +31,7 @@ from codream.reading import changes
 from codream.recording import Record, Tally
 from codream.report import report
 from codream.report.peek import Peek
-from codream.runs import Run, RunError, build_beside, build_env, default_name
+from codream.runs import Run, RunError, default_name
 from codream.scoring import Scorer
 from codream.together import Alone, Runs, Together
 from codream.training import GraphDriver, HostDriver, Runner, driver_for

@@ -11,8 +11,8 @@ from probe_envs import Mixed
 from tiny import tiny
 
 from codream import preset
+from codream.building import build_env
 from codream.envs import GraphEnv, HostEnv, is_graph
-from codream.runs import build_env
 from codream.training import GraphDriver, HostDriver, driver_for
 
 COPIES, STEPS = 3, 32

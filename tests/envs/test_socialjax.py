@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codream import runs
+from codream import building
 from codream.agents import load
 from codream.cli import main
 from codream.envs import make_env
@@ -27,7 +27,7 @@ def stand_in(monkeypatch):
     for module in [name for name in sys.modules if name.partition(".")[0] == "socialjax"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "stand_in"))
-    monkeypatch.setattr(runs, "_GRAPHS", {})  # what was made by name
+    monkeypatch.setattr(building, "_GRAPHS", {})  # what was made by name
     yield
     for module in [name for name in sys.modules if name.partition(".")[0] == "socialjax"]:
         del sys.modules[module]

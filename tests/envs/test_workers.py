@@ -20,10 +20,10 @@ import toys
 from helpers import tiny_config
 
 from codream import ConfigError, train
+from codream.building import build_env
 from codream.envs import EnvironmentFailure, HostEnv, make_env
 from codream.envs.pettingzoo import PettingZooEnv
 from codream.envs.workers import workers_for
-from codream.runs import build_env
 
 
 def shared(env: Any, num_envs: int, env_workers: int, **kwargs: Any) -> PettingZooEnv:
@@ -237,7 +237,7 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_environments_with_a_name_are_spread_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     original = PettingZooEnv.__init__
-    monkeypatch.setattr("codream.runs.workers_for", lambda copies: min(copies, 2))
+    monkeypatch.setattr("codream.building.workers_for", lambda copies: min(copies, 2))
 
     def noted(self: PettingZooEnv, *args: Any, workers: int = 1, **kwargs: Any) -> None:
         asked.append(workers)

@@ -1,0 +1,80 @@
+"""The environment that a configuration names, or that was given as an object: to train on, or to play on beside it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from codream.config import Config, ConfigError
+from codream.envs import EnvironmentFailure, GraphEnv, HostEnv, TimeStep, UnknownEnvironment, is_graph, make_env
+from codream.envs.workers import workers_for
+from codream.guards import TimeLimit
+
+__all__ = ["build_beside", "build_env"]
+
+_GRAPHS: dict[str, Any] = {}
+"""Environments inside JAX that were made by name, by it and its keywords."""
+
+
+def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEnv:
+    """The environment of a configuration, or `env` given as an object.
+
+    One by name that is part of the program is made once, so that what was compiled for it serves again.
+
+    Raises UnknownEnvironment, ModuleNotFoundError for one that is not installed, and ConfigError for one that
+    cannot be built or represented.
+    """
+    named = f"{config.env} {json.dumps(config.env_kwargs, sort_keys=True)}" if env is None else None
+    if named is not None and named in _GRAPHS:
+        return _GRAPHS[named]
+    workers = config.env_workers or (1 if env is not None else workers_for(copies))
+    try:
+        made = make_env(config.env if env is None else env, copies, env_workers=workers, **config.env_kwargs)
+        if named is not None and is_graph(made):
+            _GRAPHS[named] = made
+        return made
+    except (UnknownEnvironment, ModuleNotFoundError, EnvironmentFailure):
+        raise
+    except Exception as err:
+        if env is not None and not isinstance(err, TypeError | ValueError):
+            raise  # of one's own code one wants to see where
+        said = str(err) if isinstance(err, TypeError | ValueError) else f"{type(err).__name__}: {err}"
+        asked = f" with {config.env_kwargs}" if config.env_kwargs else ""
+        raise ConfigError(
+            f"the environment {config.env if env is None else env}{asked} cannot be used: {said}"
+        ) from err
+
+
+def build_beside(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEnv:
+    """`build_env` for playing beside training or after it, where no driver watches over a host environment: its own
+    `reset` and `step` raise EnvironmentFailure after `config.env_time_limit` seconds, or as many times longer as there
+    are more copies than in training."""
+    made = build_env(config, copies, env)
+    if isinstance(made, HostEnv) and config.env_time_limit:
+        seconds = config.env_time_limit * max(1.0, made.num_envs / config.num_envs)
+        return _Timed(made, TimeLimit(seconds, EnvironmentFailure))
+    return made
+
+
+class _Timed:
+    """A host environment as it is, but for the time that `reset` and `step` may take."""
+
+    def __init__(self, env: HostEnv, limit: TimeLimit):
+        self._env, self._limit = env, limit
+        self.spec, self.num_envs = env.spec, env.num_envs
+
+    def close(self) -> None:
+        self._env.close()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # of one that is being copied
+            raise AttributeError(name)
+        return getattr(self._env, name)
+
+    def reset(self, seeds: Any) -> TimeStep:
+        with self._limit(f"reset of {self.spec.name}"):
+            return self._env.reset(seeds)
+
+    def step(self, actions: Any, seeds: Any) -> TimeStep:
+        with self._limit(f"step of {self.spec.name}"):
+            return self._env.step(actions, seeds)
