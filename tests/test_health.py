@@ -14,7 +14,7 @@ from codream import Run, TrainingDiverged, checkpoint, make_env, train
 from codream.envs import EnvSpec, TimeStep
 from codream.health import STEPS, checks, dead_classes, faults, summed
 from codream.metrics import Sums
-from codream.optimisers import update_ratio
+from codream.optimisers import applied
 from codream.training import HostDriver
 
 SPEC = EnvSpec("two", ("cat_0", "mouse_0"), ((3,), (3,)), (2, 2))
@@ -72,9 +72,12 @@ def test_the_origin_is_named() -> None:
 
 
 def test_measures() -> None:
-    weights = {"w": jnp.array([3.0, 4.0]), "step": jnp.asarray(7)}
-    assert float(update_ratio({"w": jnp.array([0.3, 0.4]), "step": None}, weights)) == pytest.approx(0.1)
-    assert np.isnan(update_ratio({"w": jnp.array([nan, 0.4])}, weights))
+    weights = {"w": jnp.array([2.7, 3.6]), "step": jnp.asarray(7)}
+    moved, ratio = applied(weights, {"w": jnp.array([0.3, 0.4]), "step": None})
+    assert float(ratio) == pytest.approx(0.1)
+    np.testing.assert_allclose(moved["w"], [3.0, 4.0])
+    assert int(moved["step"]) == 7
+    assert np.isnan(applied(weights, {"w": jnp.array([nan, 0.4]), "step": None})[1])
     # Two groups of four classes: the first uses two, the second one.
     rows = jnp.log(
         jnp.array([[[0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.7, 0.1]], [[0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.7, 0.1]]])

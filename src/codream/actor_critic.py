@@ -21,7 +21,7 @@ from codream.latents import cross_entropy, two_hot, two_hot_mean, value_bins
 from codream.linear import Input, lowered
 from codream.mesh import gathered, on_shares, total
 from codream.nets import MLP
-from codream.optimisers import adam, norm, update_ratio
+from codream.optimisers import adam, applied, norm
 from codream.pieces import each_agent, pieces, summed, unrolled
 
 __all__ = [
@@ -253,13 +253,13 @@ def _improve(
 
     def updated(actor: Actor, critic: Critic, slow: Critic, optimiser: Any, grads: Any) -> Any:
         updates, optimiser = agent_optimiser(settings).update(grads, optimiser)
-        actor, critic = eqx.apply_updates((actor, critic), updates)
+        (actor, critic), ratio = applied((actor, critic), updates)
         slow = jax.tree.map(
             lambda a, b: settings.critic_ema * a + (1 - settings.critic_ema) * b if eqx.is_array(a) else a,
             slow,
             critic,
         )
-        return (actor, critic, slow, optimiser), (norm(grads), update_ratio(updates, (actor, critic)))
+        return (actor, critic, slow, optimiser), (norm(grads), ratio)
 
     nets = (agents.actor, agents.critic, agents.slow_critic)
     grads, scale, metrics = each_agent(gradients, *nets, agents.return_scale, imagined)

@@ -9,17 +9,47 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from codream import kernels
 
-__all__ = ["attention", "recall", "reread", "rotate"]
+__all__ = ["Place", "attention", "place", "recall", "reread", "rotate", "turns"]
 
 LONGEST = 64
 """Keys up to which kernels are used: they are written out, one after the other."""
+
+
+def _rates(half: int) -> Float[np.ndarray, " half"]:
+    """By which the angles grow from token to token."""
+    return 10_000.0 ** (-np.arange(half) / half)
+
+
+def turns(time: int, half: int) -> Float[np.ndarray, "time two half"]:
+    """Cosine and sine of the angles of tokens 0, 1, …, as constants."""
+    angles = np.arange(time)[:, None] * _rates(half)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+class Place(NamedTuple):
+    """Where one more token stands."""
+
+    position: Int[Array, ""]
+    slot: Int[Array, ""]  # of the ring
+    turn: Float[Array, "two half"]  # cosine and sine of its angles
+
+
+def place(position: Int[Array, ""], size: int, half: int) -> Place:
+    """In a ring of that size. A program computes of it what its `recall` uses."""
+    angles, quarters = position * _rates(half), jnp.array([0.0, math.pi / 2])
+    turned = lambda quarter: jnp.cos(angles - quarter)  # noqa: E731
+    # On a CPU in a loop: else XLA computes them anew for every entry that is turned.
+    each = jax.lax.map if jax.default_backend() == "cpu" else lambda f, xs: jax.vmap(f)(xs)
+    return Place(position, position % size, each(turned, quarters))
 
 
 def rotate(x: Float[Array, "heads head"], turn: Float[Array, "two half"]) -> Float[Array, "heads head"]:
@@ -46,25 +76,27 @@ def attention(
 def recall(
     qkv: Float[Array, "3 heads head"],
     bias: Float[Array, "3 heads head"],
-    turn: Float[Array, "two half"],
-    slot: Int[Array, ""],
+    at: Place,
     keys: Float[Array, "heads time head"],
     values: Float[Array, "heads time head"],
     valid: Bool[Array, " time"],
-) -> tuple[Float[Array, "heads head"], Float[Array, "heads time head"], Float[Array, "heads time head"]]:
-    """One more token's `attention` to what is valid of the memory and to itself, and the memory with it at `slot`.
+) -> kernels.Remembered:
+    """One more token's `attention` to what is valid of the memory and to itself, and the memory with it in its slot:
+    keys, values, and what is valid.
 
     `qkv` is the token's query, key and value before their `bias` and their rotation; in its precision they are used.
     No gradient passes.
     """
 
     if _suits(*qkv.shape[1:], time=len(valid)):
-        seen, keys, values = kernels.recall(qkv, bias, turn, slot, keys, values, valid)
-        return seen.astype(jnp.float32), keys, values
+        rates = jnp.asarray(_rates(at.turn.shape[1]), jnp.float32)
+        seen, keys, values, valid = kernels.recall(qkv, bias, at.position, rates, keys, values, valid)
+        return seen.astype(jnp.float32), keys, values, valid
     q, k, v = qkv + bias
-    q, k, v = (x.astype(qkv.dtype) for x in (rotate(q, turn), rotate(k, turn), v))
-    keys, values = _put(1)(keys, k, slot), _put(1)(values, v, slot)
-    return attention(q, keys, values, valid | (jnp.arange(len(valid)) == slot)), keys, values
+    q, k, v = (x.astype(qkv.dtype) for x in (rotate(q, at.turn), rotate(k, at.turn), v))
+    keys, values = _put(1)(keys, k, at.slot), _put(1)(values, v, at.slot)
+    valid = valid | (jnp.arange(len(valid)) == at.slot)
+    return attention(q, keys, values, valid), keys, values, valid
 
 
 def reread(

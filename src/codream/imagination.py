@@ -87,12 +87,16 @@ def dream(
         log_probs = policy(split(s), split(exists if mask is None else mask))
         action = jax.vmap(sample_index)(act_keys, merge(log_probs))
         z_next, reward, cont, hidden = imagine(z, action, focal, hidden, model_keys)
-        return (z_next, predicted_mask(z_next, mask_keys), hidden), (kept(s), z, mask, action, reward, cont)
+        return (z_next, predicted_mask(z_next, mask_keys), remembered(hidden)), (kept(s), z, mask, action, reward, cont)
 
     def kept(s: Input) -> Input:
         """s as those read it who learn from it: the first thing that they do is to round it to their weights."""
         floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
         return jax.tree.map(lambda x: x.astype(model.mixer.weight.dtype) if floating(x) else x, s)
+
+    def remembered(hidden: Hidden) -> Hidden:
+        """With h likewise: what reads it are layers too."""
+        return eqx.tree_at(lambda hidden: hidden.h, hidden, kept(hidden.h))
 
     def noise(key: PRNGKeyArray, time: Int[Array, ""]) -> Key[Array, " three"]:
         return jax.random.split(jax.random.fold_in(key, time), 3)
@@ -108,7 +112,7 @@ def dream(
 
     mask = None if model.mask is None else usable(context.mask[:, -1] & exists)
     every = jax.vmap(lambda time: jax.vmap(lambda key: noise(key, time), out_axes=1)(keys))(jnp.arange(horizon))
-    (z, _, hidden), steps = jax.lax.scan(step, (z, mask, hidden), every)
+    (z, _, hidden), steps = jax.lax.scan(step, (z, mask, remembered(hidden)), every)
     s_last = kept(features(z, focal, hidden)[0])
     s, latent, masks, action, reward, cont = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), steps)
     if masks is None:

@@ -7,7 +7,7 @@ are measured against is in docs/performance.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-__all__ = ["draw", "fits", "flat", "normed", "normed_gradient", "recall", "reread", "suits"]
+__all__ = ["activated", "draw", "fits", "flat", "normed", "normed_gradient", "recall", "reread", "suits"]
 
 NUMBERS = 512
 """That a warp of threads works on at once: 16 in each thread."""
@@ -47,22 +47,26 @@ def _ampere(device: Any) -> bool:
 def recall(
     qkv: Float[Array, "3 heads head"],
     bias: Float[Array, "3 heads head"],
-    turn: Float[Array, "two half"],
-    slot: Int[Array, ""],
+    position: Int[Array, ""],
+    rates: Float[Array, " half"],
     keys: Float[Array, "heads time head"],
     values: Float[Array, "heads time head"],
     valid: Bool[Array, " time"],
     interpret: bool = False,
 ) -> Remembered:
-    """`codream.attention.recall`. Keys and values are written in place; what is not valid is not read."""
+    """`codream.attention.recall` of the token at `position`, whose angles are position · rates. The memory is written
+    in place; what is not valid is not read."""
     time = keys.shape[1]
 
     def kernel(*refs: Any) -> None:
-        qkv_ref, bias_ref, turn_ref, slot_ref, keys_ref, values_ref, valid_ref, out_ref, *new_refs = refs
-        slot, turn = slot_ref[0], (turn_ref[0][None], turn_ref[1][None])
+        qkv_ref, bias_ref, position_ref, rates_ref, keys_ref, values_ref, valid_ref, out_ref, *new_refs = refs
+        position = position_ref[0]
+        slot, angles = position % time, position.astype(jnp.float32) * rates_ref[...]
+        turn = jnp.cos(angles)[None], jnp.sin(angles)[None]
         query, key, value = _token(qkv_ref, bias_ref, turn, keys.dtype)
         _write(new_refs[0], key, _ALL, slot)
         _write(new_refs[1], value, _ALL, slot)
+        new_refs[2][slot] = True
 
         def remembered(t: int) -> tuple[Halves, Halves]:
             return _halves(keys_ref, _ALL, t), _halves(values_ref, _ALL, t)
@@ -70,9 +74,9 @@ def recall(
         seen = _attended(query, key, value, time, lambda t: valid_ref[t] & (slot != t), remembered)
         _write(out_ref, seen, _ALL)
 
-    shapes = [jax.ShapeDtypeStruct(x.shape, values.dtype) for x in (qkv[0], keys, values)]
-    given = qkv, bias, turn, slot[None], keys, values, valid
-    return _called("recall", kernel, shapes, qkv[0].size, interpret, *given, aliases={4: 1, 5: 2})
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (qkv[0].astype(values.dtype), keys, values, valid)]
+    given = qkv, bias, position[None], rates, keys, values, valid
+    return _called("recall", kernel, shapes, qkv[0].size, interpret, *given, aliases={4: 1, 5: 2, 6: 3})
 
 
 def reread(
@@ -108,7 +112,9 @@ def reread(
     return _called("reread", kernel, shapes, heads * size, interpret, qkv, bias, turns, allowed, grid=(time,))
 
 
-Remembered = tuple[Float[Array, "heads head"], Float[Array, "heads time head"], Float[Array, "heads time head"]]
+Remembered = tuple[
+    Float[Array, "heads head"], Float[Array, "heads time head"], Float[Array, "heads time head"], Bool[Array, " time"]
+]
 Halves = tuple[Float[Array, "heads half"], Float[Array, "heads half"]]
 
 
@@ -180,21 +186,27 @@ def _write(ref: Any, x: Halves, *place: Any) -> None:
 
 
 def draw(
-    logits: Float[Array, "groups classes"], u: Float[Array, " groups"], share: float = 0.0, interpret: bool = False
-) -> Int[Array, " groups"]:
-    """A class of each categorical by its number u from [0, 1): see `codream.latents.sample_index`."""
+    product: Float[Array, "groups classes"],
+    bias: Float[Array, "groups classes"],
+    u: Float[Array, " groups"],
+    share: float,
+    dtype: Any,
+    interpret: bool = False,
+) -> Integer[Array, " groups"]:
+    """A class of each categorical, whose logits are product + bias, by its number u from [0, 1), as `dtype`: see
+    `codream.latents.sample_index`."""
 
-    def kernel(logits_ref: Any, u_ref: Any, out_ref: Any) -> None:
-        logits = logits_ref[...].astype(jnp.float32)
+    def kernel(product_ref: Any, bias_ref: Any, u_ref: Any, out_ref: Any) -> None:
+        logits = product_ref[...].astype(jnp.float32) + bias_ref[...]
         weights = jnp.exp(logits - jnp.max(logits, axis=-1)[:, None])
         if share:
             weights = (1 - share) * weights + share / logits.shape[1] * jnp.sum(weights, axis=-1)[:, None]
         total = jnp.cumsum(weights, axis=-1)
         end = jnp.max(total, axis=-1)[:, None]
         passed = (total <= u_ref[...][:, None] * end) & (total < end)
-        out_ref[...] = jnp.sum(passed.astype(jnp.int32), axis=-1)
+        out_ref[...] = jnp.sum(passed.astype(jnp.int32), axis=-1).astype(dtype)
 
-    return _called("draw", kernel, jax.ShapeDtypeStruct(u.shape, jnp.int32), logits.size, interpret, logits, u)
+    return _called("draw", kernel, jax.ShapeDtypeStruct(u.shape, dtype), product.size, interpret, product, bias, u)
 
 
 def normed(
@@ -224,6 +236,27 @@ def normed(
     shapes = [jax.ShapeDtypeStruct(product.shape, product.dtype)] + ([] if silu else [bias])
     out = _called("normed", kernel, shapes, len(product), interpret, *given)
     return out[0], out[-1]
+
+
+def activated(
+    products: Float[Array, "layers size"],
+    biases: Sequence[Float[Array, " size"]],
+    scales: Sequence[Float[Array, " size"]],
+    eps: float,
+    interpret: bool = False,
+) -> list[Float[Array, " size"]]:
+    """What `normed` makes with SiLU of the outputs of several layers."""
+    layers, size = products.shape
+
+    def kernel(products_ref: Any, *refs: Any) -> None:
+        bias_refs, scale_refs, out_refs = refs[:layers], refs[layers : 2 * layers], refs[2 * layers :]
+        for i, (bias, scale, out) in enumerate(zip(bias_refs, scale_refs, out_refs, strict=True)):
+            x = products_ref[i].astype(jnp.float32) + bias[...]
+            y = x * jax.lax.rsqrt(jnp.sum(x * x) / size + eps) * scale[...]
+            out[...] = (y / (1 + jnp.exp(-y))).astype(out.dtype)
+
+    shapes = [jax.ShapeDtypeStruct((size,), products.dtype)] * layers
+    return list(_called("activated", kernel, shapes, size, interpret, products, *biases, *scales))
 
 
 def normed_gradient(
@@ -286,27 +319,39 @@ def _rows_each(rows: int) -> int:
 
 
 def flat(
-    index: Integer[Array, " groups"],
-    rest: Float[Array, " more"],
-    classes: int,
+    parts: Sequence[Float[Array, " _"] | Integer[Array, " _"]],
+    classes: Sequence[int],
     width: int,
     dtype: Any,
     interpret: bool = False,
 ) -> Float[Array, " width"]:
-    """One-hot vectors, what comes after them, and zeros: see `codream.linear`."""
-    size = len(index) * classes
+    """The parts one after the other, and zeros: numbers as they are, and indices as one-hot vectors of so many
+    `classes` each (0 for numbers). See `codream.linear`."""
 
-    def kernel(index_ref: Any, rest_ref: Any, out_ref: Any) -> None:
-        places = jax.lax.broadcasted_iota(jnp.int32, (len(index), classes), 1)
-        ones = (index_ref[...].astype(jnp.int32)[:, None] == places).astype(dtype)
-        out_ref[:size] = ones.reshape(size)
-        for at, n in _powers(len(rest)):
-            out_ref[size + at : size + at + n] = rest_ref[at : at + n].astype(dtype)
-        for at, n in _powers(width - size - len(rest)):
-            at += size + len(rest)
-            out_ref[at : at + n] = jnp.zeros(n, dtype)
+    def kernel(*refs: Any) -> None:
+        *part_refs, out_ref = refs
+        end = 0
+        for ref, n in zip(part_refs, classes, strict=True):
+            first, end = end, end + ref.shape[0] * max(1, n)
+            whole = n & (n - 1) == 0 and ref.shape[0] & (ref.shape[0] - 1) == 0
+            if n and whole:
+                places = jax.lax.broadcasted_iota(jnp.int32, (ref.shape[0], n), 1)
+                ones = (ref[...].astype(jnp.int32)[:, None] == places).astype(dtype)
+                out_ref[first:end] = ones.reshape(end - first)
+                continue
+            for group in range(ref.shape[0] if n else 1):
+                for at, size in _powers(n or ref.shape[0]):
+                    if n:
+                        place = jax.lax.broadcasted_iota(jnp.int32, (size,), 0) + at
+                        numbers = place == ref[group].astype(jnp.int32)
+                    else:
+                        numbers = ref[at : at + size]
+                    start = first + group * n + at
+                    out_ref[start : start + size] = numbers.astype(dtype)
+        for at, size in _powers(width - end):
+            out_ref[end + at : end + at + size] = jnp.zeros(size, dtype)
 
-    return _called("flat", kernel, jax.ShapeDtypeStruct((width,), dtype), width, interpret, index, rest)
+    return _called("flat", kernel, jax.ShapeDtypeStruct((width,), dtype), width, interpret, *parts)
 
 
 def _powers(length: int) -> Iterator[tuple[int, int]]:

@@ -6,10 +6,13 @@ Sources: Hafner et al. 2023 (DreamerV3, arXiv:2301.04104) for symlog, two-hot an
 
 from __future__ import annotations
 
+from functools import reduce
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from codream import kernels
 
@@ -18,6 +21,7 @@ __all__ = [
     "change_bins",
     "cross_entropy",
     "kl",
+    "log_softmax",
     "sample_index",
     "sample_onehot",
     "symexp",
@@ -99,19 +103,39 @@ def unimix(logits: Float[Array, "*s classes"], share: float) -> Float[Array, "*s
     return jnp.log((1 - share) * jax.nn.softmax(logits) + share / logits.shape[-1])
 
 
-def sample_index(key: PRNGKeyArray, logits: Float[Array, "*s classes"], share: float = 0.0) -> Int[Array, "*s"]:
-    """A sample of each categorical, with a `share` of the uniform one mixed in as in `unimix`.
+def log_softmax(logits: Float[Array, "*s classes"]) -> Float[Array, "*s classes"]:
+    """`jax.nn.log_softmax`; on an accelerator of few classes entry by entry, as part of what reads it: else it is a
+    kernel by itself."""
+    if jax.default_backend() == "cpu" or logits.shape[-1] > FEW:
+        return jax.nn.log_softmax(logits)
+    each = jnp.split(logits, logits.shape[-1], axis=-1)
+    top = jax.lax.stop_gradient(reduce(jnp.maximum, each))
+    return logits - top - jnp.log(reduce(jnp.add, [jnp.exp(x - top) for x in each]))
+
+
+def sample_index(
+    key: PRNGKeyArray,
+    logits: Float[Array, "*s classes"],
+    share: float = 0.0,
+    bias: Float[Array, "*s classes"] | None = None,
+    dtype: Any = jnp.int32,
+) -> Integer[Array, "*s"]:
+    """A sample of each categorical, with a `share` of the uniform one mixed in as in `unimix`. `bias`: still to be
+    added to the logits.
 
     By inverting its running sum: one random number each, not one a class, and no division or logarithm."""
     u, n = jax.random.uniform(key, logits.shape[:-1]), logits.shape[-1]
     if logits.ndim == 2 and kernels.suits(*logits.shape):
-        return kernels.draw(jax.lax.stop_gradient(logits), u, share)
+        bias = jnp.zeros(logits.shape) if bias is None else bias
+        return kernels.draw(jax.lax.stop_gradient(logits), bias, u, share, dtype)
+    logits = logits if bias is None else logits.astype(bias.dtype) + bias
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     if share:
         weights = (1 - share) * weights + share / n * jnp.sum(weights, axis=-1, keepdims=True)
     total = _running_sum(weights)
     # The second condition: an impossible class after the last possible one is not drawn, however u is rounded.
-    return jnp.sum((total <= u[..., None] * total[..., -1:]) & (total < total[..., -1:]), axis=-1)
+    passed = (total <= u[..., None] * total[..., -1:]) & (total < total[..., -1:])
+    return jnp.sum(passed, axis=-1).astype(dtype)
 
 
 def _running_sum(x: Float[Array, "*s n"]) -> Float[Array, "*s n"]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
 from codream import kernels, products
@@ -24,6 +25,8 @@ T = TypeVar("T", bound=eqx.Module)
 
 TILE = 64
 """Rows and columns of a matrix on which a tensor core works at once."""
+FEWEST = 16
+"""Of which it can make a product."""
 
 
 def tree_of(cls: type[T], **fields: Any) -> T:
@@ -76,29 +79,32 @@ def dense(x: Input) -> Float[Array, "*b in"]:
 
 def _flat(x: Input, width: int, dtype: Any) -> Float[Array, "*b width"]:
     """The vector itself, with zeros up to `width`."""
-    if isinstance(x, Joined) and len(x.parts) == 2 and not isinstance(x.parts[0], Array):
-        ones, rest = x.parts[0], dense(x.parts[1])
-        if kernels.suits(ones.index.shape[-1], ones.classes):
-            index, batch = ones.index.reshape(-1, ones.index.shape[-1]), rest.shape[:-1]
-            each = jax.vmap(_written(ones.classes, width, dtype))
-            return each(index, rest.reshape(-1, rest.shape[-1])).reshape(*batch, width)
+    parts = x.parts if isinstance(x, Joined) else ()
+    if any(isinstance(part, OneHots) and kernels.suits(part.index.shape[-1], part.classes) for part in parts):
+        numbers = [part.index if isinstance(part, OneHots) else part for part in parts]
+        classes = tuple(part.classes if isinstance(part, OneHots) else 0 for part in parts)
+        rows = [n.reshape(-1, n.shape[-1]) for n in numbers]
+        return jax.vmap(_written(classes, width, dtype))(*rows).reshape(*numbers[0].shape[:-1], width)
     x = dense(x).astype(dtype)
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])]) if width > x.shape[-1] else x
 
 
 @cache
-def _written(classes: int, width: int, dtype: Any) -> Callable[[Array, Array], Array]:
+def _written(classes: tuple[int, ...], width: int, dtype: Any) -> Callable[..., Array]:
     """`kernels.flat`, with its gradient."""
 
     @jax.custom_vjp
-    def written(index: Array, rest: Array) -> Array:
-        return kernels.flat(index, rest, classes, width, dtype)
+    def written(*parts: Array) -> Array:
+        return kernels.flat(parts, classes, width, dtype)
 
-    def backward(given: tuple[Array, Array], grad: Array) -> tuple[None, Array]:
-        at = classes * len(given[0])
-        return None, grad[at : at + len(given[1])].astype(given[1].dtype)
+    def backward(parts: tuple[Array, ...], grad: Array) -> tuple[Array | None, ...]:
+        ends = np.cumsum([len(part) * max(1, n) for part, n in zip(parts, classes, strict=True)])
+        return tuple(
+            None if n else grad[end - len(part) : end].astype(part.dtype)
+            for part, n, end in zip(parts, classes, ends, strict=True)
+        )
 
-    written.defvjp(lambda *given: (written(*given), given), backward)
+    written.defvjp(lambda *parts: (written(*parts), parts), backward)
     return written
 
 
@@ -132,8 +138,9 @@ _rows.defvjp(_rows_fwd, _rows_bwd)
 
 
 def _tiled(weight: Float[Array, "... out in"]) -> Float[Array, "... more_out more_in"]:
-    """With zeros appended, so that rows begin where a tensor core can load them: three to four times faster."""
-    beyond = [(0, -size % TILE if size > TILE else 0) for size in weight.shape[-2:]]
+    """With zeros appended, so that rows begin where a tensor core can load them: three to four times faster. One row
+    becomes some as well, else XLA multiplies without one, in two kernels."""
+    beyond = [(0, FEWEST - 1 if size == 1 else -size % TILE if size > TILE else 0) for size in weight.shape[-2:]]
     return jnp.pad(weight, [(0, 0)] * (weight.ndim - 2) + beyond) if any(n for _, n in beyond) else weight
 
 

@@ -26,7 +26,7 @@ from codream.latents import sample_index
 from codream.linear import lowered
 from codream.mesh import everywhere, on_shares, total
 from codream.metrics import Metrics, repeat
-from codream.optimisers import clip, norm, update_ratio
+from codream.optimisers import applied, clip, norm
 from codream.pieces import mapped, one_by_one, pieces
 from codream.players import CURRENT, RANDOM, Past, draw_players, past_log_probs, snapshot
 from codream.replay import Replay, sample_recent, sample_starts, sequences
@@ -260,14 +260,14 @@ def train_world_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[
     shares = (batch, jax.random.split(loss_key, len(focal)))
     grads, loss, parts = on_shares(gradients, config.devices, state.world_model, shares, axis=0)
     updates, optimiser = world_model_optimiser(config.world_model).update(grads, state.optimiser)
-    model = eqx.apply_updates(state.world_model, updates)
+    model, ratio = applied(state.world_model, updates)
     state = eqx.tree_at(
         lambda s: (s.world_model, s.optimiser, s.world_model_updates),
         state,
         (model, optimiser, state.world_model_updates + 1),
     )
     state, curious = _seen(state, batch, config)
-    sizes = {"grad_norm": norm(grads), "update_ratio": update_ratio(updates, model)}
+    sizes = {"grad_norm": norm(grads), "update_ratio": ratio}
     return everywhere(state, config.devices), {"loss": loss, **parts, **curious, **sizes}
 
 

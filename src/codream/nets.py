@@ -6,20 +6,19 @@ Modules take one unbatched example; callers `vmap`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from codream.attention import recall, reread
+from codream import kernels
+from codream.attention import place, recall, reread, turns
 from codream.linear import Input, Linear, linear, tree_of
 from codream.normalisation import activated, normalised
 
-__all__ = ["CNN", "MLP", "DeconvCNN", "KVCache", "Transformer"]
+__all__ = ["CNN", "MLP", "DeconvCNN", "KVCache", "Transformer", "products"]
 
 
 class MLP(eqx.Module):
@@ -52,18 +51,41 @@ class MLP(eqx.Module):
         self.out = linear(sizes[-1], out_size, out_key, out_gain)
 
     def __call__(self, x: Input) -> Float[Array, " out"]:
-        return self._through(x, lambda norm, layer, product: normalised(norm, layer, product, silu=True)[0])
+        return self.biased(self.product(x))
 
     def rows(self, x: Input) -> Float[Array, "*b out"]:
         """The outputs of a batch, with any leading axes."""
-        return self._through(x, activated)
+        return self.biased(self._from(0, x, activated))
 
-    def _through(self, x: Input, activated: Callable[..., Array]) -> Float[Array, "*b out"]:
-        layers = [*self.hidden, self.out]
-        product = layers[0].product(x)
-        for norm, layer, following in zip(self.norms, layers, layers[1:], strict=False):
-            product = following.product(activated(norm, layer, product))
+    def product(self, x: Input, first: int = 0) -> Float[Array, " out"]:
+        """The output before its bias, of what the hidden layer number `first` reads."""
+        return self._from(first, x, lambda norm, layer, product: normalised(norm, layer, product, silu=True)[0])
+
+    def biased(self, product: Float[Array, "*b out"]) -> Float[Array, "*b out"]:
+        """The output, of what `product` gave."""
         return product.astype(self.out.bias.dtype) + self.out.bias
+
+    def _from(self, first: int, x: Input, activated: Callable[..., Array]) -> Float[Array, "*b out"]:
+        layers = [*self.hidden, self.out][first:]
+        product = layers[0].product(x)
+        for norm, layer, following in zip(self.norms[first:], layers, layers[1:], strict=False):
+            product = following.product(activated(norm, layer, product))
+        return product
+
+
+def products(nets: Sequence[MLP], x: Float[Array, " in"]) -> list[Float[Array, " _"]]:
+    """The outputs, before their biases, of nets that read the same. On a GPU their first layers are one product and one
+    kernel of norms, where nothing is learned through them."""
+    layers = [net.hidden[0] for net in nets if net.hidden and net.hidden[0].frozen]
+    norms = [norm for net in nets for norm in net.norms[:1] if isinstance(norm, eqx.nn.RMSNorm)]
+    widths = {len(layer.bias) for layer in layers}
+    if len(layers) < len(nets) or len(norms) < len(nets) or len(widths) > 1 or not kernels.suits(*widths):
+        return [net.product(x) for net in nets]
+    weight, bias = (jnp.concatenate([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+    product = Linear(weight, bias).product(x).reshape(len(layers), -1)
+    scales = [norm.weight for norm in norms if norm.weight is not None]
+    activated = kernels.activated(product, [layer.bias for layer in layers], scales, norms[0].eps)
+    return [net.product(y, first=1) for net, y in zip(nets, activated, strict=True)]
 
 
 def _halve(x: Float[Array, "h w c"]) -> Float[Array, "h2 w2 c16"]:
@@ -163,25 +185,6 @@ class KVCache(eqx.Module):
         return eqx.tree_at(lambda c: c.valid, self, self.valid & ~where)
 
 
-def _angles(position: Any, half: int) -> Any:
-    return position * 10_000.0 ** (-np.arange(half) / half)
-
-
-def _turn(position: Int[Array, ""], half: int) -> Float[Array, "two half"]:
-    """Cosine and sine of one token's angles."""
-    angles, quarters = _angles(position, half), jnp.array([0.0, math.pi / 2])
-    if jax.default_backend() != "cpu":
-        return jnp.cos(angles - quarters[:, None])
-    # In a loop: else XLA computes them anew for every entry that is turned.
-    return jax.lax.map(lambda quarter: jnp.cos(angles - quarter), quarters)
-
-
-def _turns(time: int, half: int) -> Float[np.ndarray, "time two half"]:
-    """The same of tokens 0, 1, …, as constants."""
-    angles = _angles(np.arange(time)[:, None], half)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-
-
 class Block(eqx.Module):
     """Pre-norm attention and feed-forward block."""
 
@@ -223,7 +226,11 @@ class Block(eqx.Module):
 
 
 class Transformer(eqx.Module):
-    """Causal transformer; `full` reads a sequence at once, `step` one token at a time, with equal results."""
+    """Causal transformer; `full` reads a sequence at once, `step` one token at a time, with equal results.
+
+    A token is given as a `layer` multiplied it, its bias still to be added, so that on a GPU the first norm reads it
+    once; without a layer it is given as it is.
+    """
 
     blocks: list[Block]
     norm: eqx.nn.RMSNorm
@@ -249,12 +256,13 @@ class Transformer(eqx.Module):
         segment: Int[Array, " time"],
         valid: Bool[Array, " time"],
         room: int = 0,
+        layer: Linear | None = None,
     ) -> tuple[Float[Array, "time size"], KVCache]:
         """Outputs for every token, and the cache from which `step` goes on for `room` more tokens.
 
         A token attends to itself and to earlier valid tokens of its own segment (episode).
         """
-        return self._read(x, segment, valid, room, 0, remembered=False)
+        return self._read(x, segment, valid, room, layer, 0, remembered=False)
 
     def prefill(
         self,
@@ -262,10 +270,16 @@ class Transformer(eqx.Module):
         segment: Int[Array, " time"],
         valid: Bool[Array, " time"],
         room: int,
+        layer: Linear | None = None,
     ) -> tuple[Float[Array, " size"], KVCache]:
         """As `full`, but the output of the last token only: the last block is spared for all others."""
-        y, cache = self._read(x, segment, valid, room, len(x) - 1, remembered=True)
+        y, cache = self._read(x, segment, valid, room, layer, len(x) - 1, remembered=True)
         return y[0], cache
+
+    def _entered(self, x: Float[Array, " size"], layer: Linear | None) -> tuple[Float[Array, " size"], ...]:
+        """A token after the first norm, and before."""
+        norm = self.blocks[0].norm1
+        return (norm(x), x) if layer is None else normalised(norm, layer, x)
 
     def _read(
         self,
@@ -273,6 +287,7 @@ class Transformer(eqx.Module):
         segment: Int[Array, " time"],
         valid: Bool[Array, " time"],
         room: int,
+        layer: Linear | None,
         since: int,
         *,
         remembered: bool,
@@ -280,12 +295,12 @@ class Transformer(eqx.Module):
         """Outputs from token `since` on, and the cache."""
         time = jnp.arange(len(x))
         allowed = (time[:, None] >= time) & (segment[:, None] == segment) & (valid | (time[:, None] == time))
-        turns = jnp.asarray(_turns(len(x), self.size // self.heads // 2))
+        turned = jnp.asarray(turns(len(x), self.size // self.heads // 2))
         keys, values = [], []
-        y = jax.vmap(self.blocks[0].norm1)(x)
+        y, x = jax.vmap(lambda x: self._entered(x, layer))(x)
         for i, block in enumerate(self.blocks):
             first = since if i == len(self.blocks) - 1 else 0
-            seen, k, v = reread(jax.vmap(block.project)(y), block.bias, turns, allowed, room, first, remembered)
+            seen, k, v = reread(jax.vmap(block.project)(y), block.bias, turned, allowed, room, first, remembered)
             x, y = jax.vmap(block.add, in_axes=(0, 0, None))(x[first:], seen, self._after(i))
             keys.append(k)
             values.append(v)
@@ -297,15 +312,15 @@ class Transformer(eqx.Module):
         )
         return y.astype(x.dtype), cache
 
-    def step(self, x: Float[Array, " size"], cache: KVCache) -> tuple[Float[Array, " size"], KVCache]:
+    def step(
+        self, x: Float[Array, " size"], cache: KVCache, layer: Linear | None = None
+    ) -> tuple[Float[Array, " size"], KVCache]:
         """Output for one more token, which sees the cache and itself."""
-        slot = cache.position % len(cache.valid)
-        valid = cache.valid | (jnp.arange(len(cache.valid)) == slot)
-        turn = _turn(cache.position, self.size // self.heads // 2)
+        at, valid = place(cache.position, len(cache.valid), self.size // self.heads // 2), cache.valid
         all_keys, all_values = [], []
-        y = self.blocks[0].norm1(x)
+        y, x = self._entered(x, layer)
         for i, (block, keys, values) in enumerate(zip(self.blocks, cache.keys, cache.values, strict=True)):
-            seen, keys, values = recall(block.project(y), block.bias, turn, slot, keys, values, cache.valid)
+            seen, keys, values, valid = recall(block.project(y), block.bias, at, keys, values, valid)
             x, y = block.add(x, seen, self._after(i))
             all_keys.append(keys)
             all_values.append(values)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from codream.config import WorldModelConfig
 from codream.envs import EnvSpec
+from codream.latents import log_softmax
 from codream.linear import Linear, OneHots, joined, linear
 from codream.nets import KVCache, Transformer
 
@@ -47,15 +48,16 @@ class TeammatePredictor(eqx.Module):
         """Entries of a flat p̂."""
         return (self.agents - 1) * self.actions
 
-    def _embed(self, z: Float[Array, "..."] | OneHots, focal: Int[Array, ""]) -> Float[Array, " hidden"]:
+    def _mixed(self, z: Float[Array, "..."] | OneHots, focal: Int[Array, ""]) -> Float[Array, " hidden"]:
+        """As `mix` multiplies them, without its bias."""
         if isinstance(z, OneHots):
-            return self.mix(joined(z, OneHots(focal[None], self.agents)))
-        return self.mix(jnp.concatenate([jax.lax.stop_gradient(z), jax.nn.one_hot(focal, self.agents)]))
+            return self.mix.product(joined(z, OneHots(focal[None], self.agents)))
+        return self.mix.product(jnp.concatenate([jax.lax.stop_gradient(z), jax.nn.one_hot(focal, self.agents)]))
 
     def _log_probs(self, x: Float[Array, " hidden"], focal: Int[Array, ""]) -> Float[Array, "others actions"]:
         logits = self.out(x).reshape(self.agents - 1, self.actions)
         counts = jnp.asarray(self.action_counts)[jnp.asarray(others_of(self.agents))[focal]]
-        return jax.nn.log_softmax(jnp.where(jnp.arange(self.actions) < counts[:, None], logits, -1e9))
+        return log_softmax(jnp.where(jnp.arange(self.actions) < counts[:, None], logits, -1e9))
 
     def full(
         self,
@@ -65,8 +67,8 @@ class TeammatePredictor(eqx.Module):
         valid: Bool[Array, " time"],
     ) -> tuple[Float[Array, "time others actions"], KVCache]:
         """Log-probabilities at every step of a sequence."""
-        x = jax.vmap(self._embed, in_axes=(0, None))(z, focal)
-        x, cache = self.transformer.full(x, segment, valid)
+        x = jax.vmap(self._mixed, in_axes=(0, None))(z, focal)
+        x, cache = self.transformer.full(x, segment, valid, layer=self.mix)
         return jax.vmap(self._log_probs, in_axes=(0, None))(x, focal), cache
 
     def prefill(
@@ -78,12 +80,12 @@ class TeammatePredictor(eqx.Module):
         room: int,
     ) -> KVCache:
         """The memory after the latents of a sequence, one a step, with room for more."""
-        x = jax.vmap(self._embed, in_axes=(0, None))(z, focal)
-        return self.transformer.prefill(x, segment, valid, room)[1]
+        x = jax.vmap(self._mixed, in_axes=(0, None))(z, focal)
+        return self.transformer.prefill(x, segment, valid, room, self.mix)[1]
 
     def step(
         self, z: Float[Array, "..."] | OneHots, focal: Int[Array, ""], cache: KVCache
     ) -> tuple[Float[Array, "others actions"], KVCache]:
         """Log-probabilities after one more latent."""
-        x, cache = self.transformer.step(self._embed(z, focal), cache)
+        x, cache = self.transformer.step(self._mixed(z, focal), cache, self.mix)
         return self._log_probs(x, focal), cache

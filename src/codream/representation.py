@@ -111,12 +111,13 @@ class Categorical(eqx.Module):
 
     def encode(self, obs: Shaped[Array, "*shape"], key: PRNGKeyArray) -> OneHots:
         """A sample of z as data: its ones."""
-        logits = self.encoder_out(self.encoder(self.observed(obs)))
-        return self._sampled(logits.reshape(self.groups, self.classes), key)
+        return self.drawn(self.encoder_out.product(self.encoder(self.observed(obs))), self.encoder_out.out.bias, key)
 
-    def _sampled(self, logits: Float[Array, "groups classes"], key: PRNGKeyArray) -> OneHots:
-        index = sample_index(key, logits, self.unimix)
-        return OneHots(index.astype(jnp.uint8) if self.classes <= 256 else index, self.classes)
+    def drawn(self, logits: Float[Array, " z"], bias: Float[Array, " z"], key: PRNGKeyArray) -> OneHots:
+        """A sample of z as data, its bias still to be added to the logits."""
+        logits, bias = (x.reshape(self.groups, self.classes) for x in (logits, bias))
+        dtype = jnp.uint8 if self.classes <= 256 else jnp.int32
+        return OneHots(sample_index(key, logits, self.unimix, bias, dtype), self.classes)
 
     def prior(self, h: Float[Array, " hidden"], z: Latent) -> Float[Array, "groups classes"]:
         """Logits of p(z_{t+1}|h_t), before the uniform mixture."""
@@ -131,7 +132,7 @@ class Categorical(eqx.Module):
     ) -> Latent:
         """A sample of z_{t+1}: as data where z is."""
         if isinstance(z, OneHots):
-            return self._sampled(prior, key)
+            return self.drawn(prior.reshape(-1), jnp.zeros(self.size), key)
         return sample_onehot(key, unimix(prior, self.unimix), self.gradient).reshape(-1)
 
     def next_mean(

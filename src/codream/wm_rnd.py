@@ -20,7 +20,7 @@ from codream.latents import sample_index
 from codream.markov_model import MarkovModel, code_measures, markov_loss, transitions
 from codream.metrics import Metrics, repeat, zeros_like_result
 from codream.moments import Moments
-from codream.optimisers import adam, norm, update_ratio
+from codream.optimisers import adam, applied, norm
 from codream.ppo import Batch, Learner, gae, init_learners, observed, ppo_loss, ppo_optimiser
 from codream.projection import (
     Imagined,
@@ -310,9 +310,9 @@ def train_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[State,
         state.world_model, batch, loss_key, config
     )
     updates, optimiser = model_optimiser(config).update(grads, state.model_optimiser)
-    model = eqx.apply_updates(state.world_model, updates)
+    model, ratio = applied(state.world_model, updates)
     state = eqx.tree_at(lambda s: (s.world_model, s.model_optimiser), state, (model, optimiser))
-    sizes = {"grad_norm": norm(grads), "update_ratio": update_ratio(updates, model)}
+    sizes = {"grad_norm": norm(grads), "update_ratio": ratio}
     return state, {"loss": loss, **parts, **sizes}
 
 
@@ -419,6 +419,6 @@ def _improve(
 
     (_, metrics), grads = eqx.filter_value_and_grad(loss, has_aux=True)(learner)
     updates, optimiser = ppo_optimiser(config.ppo).update(grads, optimiser)
-    learner = eqx.apply_updates(learner, updates)
-    metrics |= {"grad_norm": norm(grads), "update_ratio": update_ratio(updates, learner)}
+    learner, ratio = applied(learner, updates)
+    metrics |= {"grad_norm": norm(grads), "update_ratio": ratio}
     return learner, optimiser, metrics

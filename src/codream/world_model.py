@@ -21,9 +21,9 @@ from codream.envs import EnvSpec
 from codream.health import dead_classes
 from codream.latents import two_hot_loss, two_hot_mean, value_bins
 from codream.linear import Input, Linear, OneHots, joined, linear, tree_of
-from codream.nets import MLP, KVCache, Transformer
+from codream.nets import MLP, KVCache, Transformer, products
 from codream.partners import TeammatePredictor, others_of
-from codream.representation import Latent, Representation, representation
+from codream.representation import Categorical, Latent, Representation, representation
 
 __all__ = ["Hidden", "LossParts", "Sequence", "WorldModel", "world_model_loss"]
 
@@ -120,11 +120,11 @@ class WorldModel(eqx.Module):
         return jnp.asarray(self.spec.obs_valid)[focal]
 
     def mix(self, z: Latent, action: Int[Array, ""], focal: Int[Array, ""]) -> Float[Array, " hidden"]:
-        """e: the latent and the one-hot scaled action ã through one linear layer."""
+        """e without the layer's bias: the latent and the one-hot scaled action ã through one linear layer."""
         if self.config.scale_actions:
             action = action + jnp.asarray(self.spec.action_offsets)[focal]
         taken = OneHots(action[None], self.action_size)
-        return self.mixer(joined(z, taken if isinstance(z, OneHots) else taken.flat()))
+        return self.mixer.product(joined(z, taken if isinstance(z, OneHots) else taken.flat()))
 
     def empty(self, size: int) -> Hidden:
         """Memory before an episode, for up to `size` steps of attention."""
@@ -145,7 +145,7 @@ class WorldModel(eqx.Module):
     ) -> tuple[Float[Array, "time hidden"], KVCache]:
         """h_t after (z_0, ã_0) … (z_t, ã_t) of the same episode, for every t."""
         e = jax.vmap(self.mix, in_axes=(0, 0, None))(z, action, focal)
-        return self.transformer.full(e, segment, valid, room)
+        return self.transformer.full(e, segment, valid, room, self.mixer)
 
     def prefill(
         self,
@@ -158,7 +158,7 @@ class WorldModel(eqx.Module):
     ) -> Hidden:
         """The memory after the steps of a sequence, with room for more."""
         e = jax.vmap(self.mix, in_axes=(0, 0, None))(z, action, focal)
-        h, dynamics = self.transformer.prefill(e, segment, valid, room)
+        h, dynamics = self.transformer.prefill(e, segment, valid, room, self.mixer)
         team = None if self.team is None else self.team.prefill(z, focal, segment, valid, room + 1)
         return Hidden(h, dynamics, team)
 
@@ -172,7 +172,7 @@ class WorldModel(eqx.Module):
 
     def act(self, z: Latent, action: Int[Array, ""], focal: Int[Array, ""], hidden: Hidden) -> Hidden:
         """The memory after (z_t, a_t): h_t."""
-        h, cache = self.transformer.step(self.mix(z, action, focal), hidden.dynamics)
+        h, cache = self.transformer.step(self.mix(z, action, focal), hidden.dynamics, self.mixer)
         return Hidden(h, cache, hidden.team)
 
     def outcome(self, h: Float[Array, " hidden"], z_next: Latent) -> tuple[Float[Array, " bins"], Float[Array, ""]]:
@@ -189,10 +189,14 @@ class WorldModel(eqx.Module):
         key: PRNGKeyArray,
     ) -> tuple[Latent, Float[Array, ""], Float[Array, ""], Hidden]:
         """One imagined step: z_{t+1} ~ p, mean reward, probability of continuing, memory."""
-        hidden = self.act(z, action, focal, hidden)
-        prior = self.representation.prior(hidden.h, z)
-        z_next = self.representation.next(prior, z, self.obs_valid(focal), key)
-        reward, cont = self.outcome(hidden.h, z_next)
+        hidden, code = self.act(z, action, focal, hidden), self.representation
+        if isinstance(code, Categorical) and isinstance(z, OneHots) and not self.config.outcome_sees_next:
+            prior, reward, cont = products((code.dynamics, self.reward, self.cont), hidden.h)
+            z_next = code.drawn(prior, code.dynamics.out.bias, key)
+            reward, cont = self.reward.biased(reward), self.cont.biased(cont)[0]
+        else:
+            z_next = code.next(code.prior(hidden.h, z), z, self.obs_valid(focal), key)
+            reward, cont = self.outcome(hidden.h, z_next)
         return z_next, two_hot_mean(reward, self.reward_bins), jax.nn.sigmoid(cont), hidden
 
 

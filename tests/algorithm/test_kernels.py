@@ -12,14 +12,15 @@ import pytest
 from helpers import as_if_on_a_gpu
 
 from codream import kernels
-from codream.attention import recall, reread
+from codream.attention import place, recall, reread, turns
 from codream.latents import sample_index
-from codream.linear import OneHots, joined, linear
-from codream.nets import MLP, _turn, _turns
+from codream.linear import OneHots, joined, linear, lowered
+from codream.nets import MLP, products
 
 CLOSE = {"float32": {"rtol": 1e-4, "atol": 2e-5}, "bfloat16": {"rtol": 2e-2, "atol": 2e-2}}
 ROWS = 3
-ONE_EACH = (0, None, None, None, 0, 0, 0)
+ONE_EACH = (0, None, None, 0, 0, 0)
+POSITION = 7
 CASES = [
     *((*sizes, dtype) for sizes in ((4, 5, 8), (1, 1, 16)) for dtype in CLOSE),
     (8, 19, 64, "float32"),
@@ -40,9 +41,8 @@ def remembered(heads=4, time=5, size=8, dtype="float32"):
     """Arguments of `recall`, whose memory is nothing where it is not valid."""
     valid = jax.random.bernoulli(jax.random.key(3), 0.6, (ROWS, time))
     memory = [jnp.where(valid[:, None, :, None], normal(i, dtype, ROWS, heads, time, size), jnp.nan) for i in (0, 1)]
-    token = normal(2, dtype, ROWS, 3, heads, size)
-    turn, slot = _turn(jnp.asarray(7), size // 2), jnp.asarray(7 % time)
-    return token, normal(4, "float32", 3, heads, size), turn, slot, *memory, valid
+    token, at = normal(2, dtype, ROWS, 3, heads, size), place(jnp.asarray(POSITION), time, size // 2)
+    return token, normal(4, "float32", 3, heads, size), at, *memory, valid
 
 
 def context(heads=4, time=5, size=8, dtype="float32"):
@@ -50,24 +50,29 @@ def context(heads=4, time=5, size=8, dtype="float32"):
     earlier = np.tril(np.ones((time, time), bool))
     allowed = jax.random.bernoulli(jax.random.key(0), 0.6, (ROWS, time, time)) & earlier | np.eye(time, dtype=bool)
     tokens, bias = normal(1, dtype, ROWS, time, 3, heads, size), normal(4, "float32", 3, heads, size)
-    return tokens, bias, jnp.asarray(_turns(time, size // 2)), allowed
+    return tokens, bias, jnp.asarray(turns(time, size // 2)), allowed
 
 
 def plain(function, given):
     """Without the kernel, of what is remembered where there is something."""
-    token, bias, turn, slot, keys, values, valid = given
+    token, bias, at, keys, values, valid = given
     clear = lambda x: jnp.where(valid[:, None, :, None], x, 0)  # noqa: E731
-    return jax.vmap(function, ONE_EACH)(token, bias, turn, slot, clear(keys), clear(values), valid)
+    return jax.vmap(function, ONE_EACH)(token, bias, at, clear(keys), clear(values), valid)
 
 
 @pytest.mark.parametrize(("heads", "time", "size", "dtype"), CASES)
 def test_recalling_is_attention_to_what_is_remembered(heads, time, size, dtype):
     given = remembered(heads, time, size, dtype)
-    seen, *memory = jax.jit(jax.vmap(partial(kernels.recall, interpret=True), ONE_EACH))(*given)
-    expected, *updated = plain(recall, given)
+    token, bias, at, keys, values, valid = given
+    rates = 10_000.0 ** (-jnp.arange(size // 2) / (size // 2))
+    kernel = jax.vmap(partial(kernels.recall, interpret=True), (0, None, None, None, 0, 0, 0))
+    seen, *memory, remembers = jax.jit(kernel)(token, bias, at.position, rates, keys, values, valid)
+    expected, *updated, expected_valid = plain(recall, given)
     assert seen.dtype == dtype
     np.testing.assert_allclose(seen, expected, **CLOSE[dtype])
-    valid = given[-1].at[:, given[3]].set(True)[:, None, :, None]
+    np.testing.assert_array_equal(remembers, expected_valid)
+    np.testing.assert_array_equal(remembers, valid.at[:, POSITION % time].set(True))
+    valid = remembers[:, None, :, None]
     for one, other in zip(memory, updated, strict=True):
         np.testing.assert_allclose(jnp.where(valid, one, 0), jnp.where(valid, other, 0), **CLOSE[dtype])
 
@@ -122,11 +127,13 @@ def test_without_triton_they_are_not_used(monkeypatch):
 def test_a_layer_of_one_hots_and_more(out, gpu):
     """They are written by a kernel, as whole tiles; the gradient reaches the weights, and what is no one-hot."""
     index = jax.random.randint(jax.random.key(0), (2, 3, 16), 0, 8).astype(jnp.uint8)
-    layer, more = linear(16 * 8 + 13, out, jax.random.key(1)), normal(2, "float32", 2, 3, 13)
-    ones = OneHots(index, 8)
-    loss = lambda layer, more: jnp.sum(jnp.sin(layer(joined(ones, more))))  # noqa: E731
+    layer, more = linear(16 * 8 + 13 + 6, out, jax.random.key(1)), normal(2, "float32", 2, 3, 13)
+    # The second's classes are no power of two.
+    ones, action = OneHots(index, 8), OneHots(jax.random.randint(jax.random.key(3), (2, 3, 2), 0, 3), 3)
+    loss = lambda layer, more: jnp.sum(jnp.sin(layer(joined(ones, more, action))))  # noqa: E731
     assert "pallas_call" in str(jax.make_jaxpr(loss)(layer, more))
-    flat = lambda layer, more: jnp.sum(jnp.sin(layer(jnp.concatenate([ones.flat(), more], axis=-1))))  # noqa: E731
+    whole = lambda more: jnp.concatenate([ones.flat(), more, action.flat()], axis=-1)  # noqa: E731
+    flat = lambda layer, more: jnp.sum(jnp.sin(layer(whole(more))))  # noqa: E731
     one, other = (jax.value_and_grad(f, (0, 1))(layer, more) for f in (loss, flat))
     for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
@@ -136,13 +143,17 @@ def test_a_layer_of_one_hots_and_more(out, gpu):
 def test_the_same_classes_are_drawn(share, request):
     logits = 3 * jax.random.normal(jax.random.key(0), (50, 16, 8))
     logits = logits.at[:, :8, 5:].set(-1e9)  # impossible ones
+    keys, bias = jax.random.split(jax.random.key(1), 50), normal(2, "float32", 16, 8)
     drawn = jax.vmap(lambda key, logits: sample_index(key, logits, share))
-    keys = jax.random.split(jax.random.key(1), 50)
+    still_biased = jax.vmap(lambda key, logits: sample_index(key, logits, share, bias, jnp.uint8))
     here = drawn(keys, logits)
+    np.testing.assert_array_equal(still_biased(keys, logits - bias), here)
     request.getfixturevalue("gpu")
     assert "pallas_call" in str(jax.make_jaxpr(drawn)(keys, logits))
-    there = drawn(keys, logits)
+    there, without = drawn(keys, logits), still_biased(keys, logits - bias)
+    assert without.dtype == jnp.uint8
     assert (here == there).mean() > 0.99  # but for what lies on a border
+    assert (here == without).mean() > 0.99
     assert share or (there[:, :8] < 5).all()
 
 
@@ -158,3 +169,22 @@ def test_an_mlp_of_rows_and_its_gradient(rows, used, request):
     found = jax.value_and_grad(loss, (0, 1))(net, x)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+
+def test_nets_that_read_the_same(request):
+    """Their first layers are one product and one kernel, where nothing is learned through them."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    nets = [MLP(5, out, 16, layers, key) for out, layers, key in zip((8, 3, 1), (1, 2, 1), keys, strict=True)]
+    nets = [
+        eqx.tree_at(lambda net: (net.norms[0].weight, net.hidden[0].bias), net, (normal(i, "float32", 16),) * 2)
+        for i, net in enumerate(nets)
+    ]
+    x = normal(9, "float32", ROWS, 5)
+    read = lambda nets: [jax.vmap(net.biased)(y) for net, y in zip(nets, jax.vmap(lambda x: products(nets, x))(x))]  # noqa: B905, E731
+    expected = [jax.vmap(net)(x) for net in nets]
+    request.getfixturevalue("gpu")
+    frozen = lowered(nets, "float32", frozen=True)
+    assert "activated" not in str(jax.make_jaxpr(lambda: read(nets))())
+    assert "activated" in str(jax.make_jaxpr(lambda: read(frozen))())
+    for one, other in zip(read(frozen), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

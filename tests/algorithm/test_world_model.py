@@ -271,7 +271,7 @@ def test_scaled_action_ids_never_overlap(scaled):
     ids = {}
     for focal, count in enumerate(SPEC.num_actions):
         for action in range(count):
-            e = model.mix(jnp.zeros(5), jnp.asarray(action), jnp.asarray(focal)) - model.mixer.bias
+            e = model.mix(jnp.zeros(5), jnp.asarray(action), jnp.asarray(focal))
             (column,) = np.flatnonzero((abs(model.mixer.weight - e[:, None]) < 1e-7).all(axis=0))
             ids[focal, action] = int(column) - 5
     if scaled:
