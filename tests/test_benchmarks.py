@@ -1,6 +1,8 @@
 """Every benchmark runs, as little of it as it can do, and writes its table. Not `beside_pytorch.py`, which needs
-another's program, and not `chaos.py` and `fuzz_readers.py`, whose faults `test_faults.py` and `test_inputs.py` try."""
+another's program, not `gpu_kernels.py`, which needs CUDA's compiler, and not `chaos.py` and `fuzz_readers.py`, whose
+faults `test_faults.py` and `test_inputs.py` try."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +49,33 @@ def test_a_soak_is_measured_and_must_be_long_enough_for_its_table(tmp_path: Path
     done = run("soak.py", "--out soak", tmp_path)
     assert done.returncode == 1
     assert "run it for longer" in done.stderr
+
+
+PROGRAM = """HloModule jit_f, is_scheduled=true
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  %one = (f32[4]{0}, s32[]) fusion(%x), kind=kLoop, calls=%fused
+  ROOT %t = (s32[], f32[4]{0}) tuple(%one, %x)
+}
+
+%each (q: f32[4]) -> f32[4] {
+  ROOT %custom-call.2 = f32[4]{0} custom-call(%q), custom_call_target="__gpu$xla.gpu.triton"
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %copy-start.1 = (f32[4]{0}, f32[4]{0}, u32[]) copy-start(%a)
+  %copy-done.1 = f32[4]{0} copy-done(%copy-start.1)
+  %while.1 = (s32[], f32[4]{0}) while(%a), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  ROOT %call.1 = f32[4]{0} call(%copy-done.1), to_apply=%each
+}
+"""
+
+
+def test_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    counted = importlib.import_module("gpu_kernels")
+    assert counted.in_loops(PROGRAM) == [(12, 1)]
+    assert counted.total(PROGRAM) == 1 + 12 + 1
