@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from codream.compiled import quick_jit
-from codream.model_quality import PIECE, _in_pieces, opening
+from codream.envs import EnvSpec, TimeStep
+from codream.model_quality import PIECE, _in_pieces, opening, sequences_of
 
 
 def test_short_episodes_are_imagined_after_less_context() -> None:
@@ -30,3 +31,26 @@ def test_pieces_give_every_row_once_from_one_program(count: int) -> None:
     np.testing.assert_array_equal(got["double"], 2 * rows)
     assert len(shapes) == 1
     assert shapes[0][0] <= PIECE
+
+
+def test_with_common_reward_recorded_steps_are_paid_as_in_training() -> None:
+    """The sum of what all who acted earned, which is what the world model has learned to predict."""
+    spec = EnvSpec("toy", ("cat_0", "mouse_0"), ((1,), (1,)), (2, 2), False)
+    earned = np.asarray([[0, 0], [1, 2], [4, 8]], np.float32)
+    acting = [[True, True], [True, False], [False, False]]  # the mouse is gone before the second action
+    blank = jax.tree.map(np.asarray, TimeStep.blank(spec, 1))
+    steps = [
+        TimeStep(
+            obs=blank.obs,
+            mask=blank.mask,
+            reward=earned[t][None],
+            terminal=blank.terminal,
+            acting=np.asarray([acting[t]]),
+            first=np.asarray([t == 0]),
+            last=np.asarray([t == 2]),
+        )
+        for t in range(3)
+    ]
+    actions = [np.zeros((1, 2), int)] * 2
+    np.testing.assert_array_equal(sequences_of(steps, actions, 2).reward, [[1, 4, 0], [2, 8, 0]])
+    np.testing.assert_array_equal(sequences_of(steps, actions, 2, common=True).reward, [[3, 4, 0], [3, 4, 0]])

@@ -11,6 +11,7 @@ import itertools
 import math
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,7 @@ from codream.evaluation import as_host
 from codream.foresight import Foresight, foresight, most_frequent
 from codream.latents import two_hot_mean
 from codream.linear import dense, tree_of
+from codream.training import common_reward
 from codream.world_model import Hidden, Sequence, WorldModel
 
 __all__ = ["ModelQuality", "Recording", "measure", "opening", "record", "sequences_of"]
@@ -95,9 +97,14 @@ def record(env: HostEnv, player: Any, episodes: int, seed: int, limit: int | Non
     return steps, actions
 
 
-def sequences_of(steps: list[TimeStep], actions: list[Any], agents: int) -> Sequence:
-    """Every agent's view of every copy's first episode, with axes [episodes · agents, time]."""
+def sequences_of(steps: list[TimeStep], actions: list[Any], agents: int, *, common: bool = False) -> Sequence:
+    """Every agent's view of every copy's first episode, with axes [episodes · agents, time]. `common`: rewards are
+    those of `config.common_reward`, which is what a world model that was trained with it predicts."""
     stack = jax.tree.map(lambda *x: np.stack(x, axis=1), *steps)
+    if common:
+        here, there = (jax.tree.map(lambda x, at=at: x[:, at], stack) for at in (slice(-1), slice(1, None)))
+        paid = np.concatenate([stack.reward[:, :1], np.asarray(common_reward(here, there).reward)], axis=1)
+        stack = eqx.tree_at(lambda t: t.reward, stack, paid)
     episodes, time = stack.first.shape
     action = np.pad(np.stack(actions, axis=1), ((0, 0), (0, 1), (0, 0)))
     # Copies that ended early started a second episode; it does not count.
@@ -208,7 +215,7 @@ def measure(
         env.close()
     else:
         episodes = len(played[0][0].first)
-    s = sequences_of(*played, spec.num_agents)
+    s = sequences_of(*played, spec.num_agents, common=agents.config.common_reward)
     keys = jax.random.split(jax.random.key(seed), len(s.obs))
     one = agents.compiled.setdefault("one step", _of_rows(one_step))
     got = _in_pieces(one, np.arange(len(s.obs)), model, s, keys)

@@ -27,13 +27,13 @@ _RADII: dict[str, tuple[dict[str, float], float]] = {
 }
 
 
-def scene_of(episode: Episode, spec: EnvSpec, others: str = "predicted") -> dict[str, Any]:
+def scene_of(episode: Episode, spec: EnvSpec, others: str = "predicted", common: bool = False) -> dict[str, Any]:
     """One episode and all dreams of it, as plain lists.
 
     `kind` says how to draw it: `plane` (positions), `grid` (cells with things in them), `image` (strips of frames as
     PNG) or `curves` (entries of a vector over the steps). Without a world model views have no `dream`, `reward`, `gap`
     and `still`. `others` says what the bars of the others are: `predicted`, or `mirrored` (what the agent would do in
-    their place).
+    their place). `common`: rewards are the sum of all agents', see `Config.common_reward`.
     """
     found, boards = layouts(spec), grids(spec)
     kind = "image" if spec.is_image else "plane" if found is not None else "grid" if boards is not None else "curves"
@@ -65,6 +65,7 @@ def scene_of(episode: Episode, spec: EnvSpec, others: str = "predicted") -> dict
         "steps": len(episode.action),
         "action": episode.action.tolist(),
         "reward": _plain(episode.reward, 2),
+        "common": common,
         "gap_label": _GAP[kind],
         "others": others,
         "views": views,

@@ -73,6 +73,7 @@ class Episode:
     obs: Shaped[np.ndarray, "steps_1 agents *shape"]
     action: Int[np.ndarray, "steps agents"]
     reward: Float[np.ndarray, "steps agents"]
+    """As training pays it: with `common_reward` everyone the sum of all."""
     dreams: tuple[Dreamed, ...]
 
 
@@ -143,7 +144,8 @@ def dreams_of(
     found = []
     run = agents.compiled.setdefault("dream", quick_jit(dream))
     for k, ((label, _), (steps, actions), length) in enumerate(zip(chosen, one, lengths, strict=True)):
-        s = jax.tree.map(lambda x, n=longest + 1: _stretch(x, n), sequences_of(steps, actions, n), is_leaf=eqx.is_array)
+        s = sequences_of(steps, actions, n, common=agents.config.common_reward)
+        s = jax.tree.map(lambda x, n=longest + 1: _stretch(x, n), s, is_leaf=eqx.is_array)
         keys = jax.random.split(jax.random.key(seed + k), samples)
         out = jax.device_get(run(agents.state, s, start, keys))
         real = np.asarray(s.obs)[:, : length + 1]
@@ -160,13 +162,16 @@ def dreams_of(
     return found
 
 
-def played_only(spec: EnvSpec, played: Recording, chosen: list[tuple[str, int]], most: int) -> list[Episode]:
-    """The chosen episodes of a recording, at most `most` steps of each, and no dreams of them."""
+def played_only(
+    spec: EnvSpec, played: Recording, chosen: list[tuple[str, int]], most: int, *, common: bool = False
+) -> list[Episode]:
+    """The chosen episodes of a recording, at most `most` steps of each, and no dreams of them. `common`: see
+    `sequences_of`."""
     found = []
     for label, episode in chosen:
         steps, actions = jax.tree.map(lambda x, e=episode: np.asarray(x)[[e]], played)
         length = _length(steps, most)
-        s = sequences_of(steps, actions, spec.num_agents)
+        s = sequences_of(steps, actions, spec.num_agents, common=common)
         nothing = np.zeros((length, spec.max_actions))
         found.append(
             Episode(

@@ -28,7 +28,7 @@ from codream.runs import Run
 
 __all__ = ["FORMAT", "latest_measures", "measure_run", "saved_measures", "scenes_of"]
 
-FORMAT = 4  # raised where what is measured changes, so that old measures are not put beside new ones
+FORMAT = 5  # raised where what is measured changes, so that old measures are not put beside new ones
 EPISODES = 40  # of every pairing, and for the world model, at most
 BUDGET = 60.0  # seconds that all pairings together may take an environment that is slow
 PAIRINGS = 20  # about as many as are played
@@ -91,7 +91,8 @@ def scenes_of(agents: Agents, played: Recording, chosen: list[tuple[str, int]]) 
     """Recorded episodes and all agents' dreams of them, ready to be drawn."""
     predicts = getattr(agents.state.world_model, "team", None) is not None
     others = "predicted" if predicts else "mirrored"
-    return [scene_of(episode, agents.spec, others) for episode in dreams_of(agents, played, chosen)]
+    common = agents.config.common_reward
+    return [scene_of(episode, agents.spec, others, common) for episode in dreams_of(agents, played, chosen)]
 
 
 def saved_measures(run: Run) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from codream.report.dreams import played_only, recorded
 from codream.report.film import FPS, check_film, framed, frames_of, write_film
 from codream.report.measures import scenes_of
 from codream.runs import Run
+from codream.training import common_reward
 
 __all__ = ["watch"]
 
@@ -47,7 +48,8 @@ def watch(
     where the run was trained on one given as an object.
 
     Drawn are positions in the games of MPE whose layout is known, boards, and images as the agent sees them; elsewhere
-    the environment's own picture where it is PettingZoo's and can make one, or the entries of the observation.
+    the environment's own picture where it is PettingZoo's and can make one, or the entries of the observation. Beside
+    the agents' names is what they have earned so far, with `common_reward` everyone the sum of all.
 
     Raises RunError and CheckpointError as `load` does, ConfigError for an agent that is not there or another file name,
     ModuleNotFoundError where MP4 lacks its library.
@@ -85,7 +87,9 @@ def _frames(
     spec = agents.spec
     dreams = dream and agents.state.world_model is not None
     scenes = scenes_of(agents, played, chosen) if dreams else []
-    scenes = scenes or [scene_of(episode, spec) for episode in played_only(spec, played, chosen, LIMIT)]
+    common = agents.config.common_reward
+    if not scenes:
+        scenes = [scene_of(episode, spec) for episode in played_only(spec, played, chosen, LIMIT, common=common)]
     if scenes[0]["kind"] == "curves":
         own = _own_pictures(agents, episodes, greedy, seed)
         if own:
@@ -119,8 +123,9 @@ def _own_pictures(agents: Agents, episodes: int, greedy: bool, seed: int) -> lis
             frames.append(framed(picture, f"episode {k + 1}", t, agents.spec.agents, total, agents.spec.sides))
             if bool(here.last[0]):
                 break
-            here = env.step(player.act(here, rng), np.asarray([seed + k]))
-            total = total + here.reward[0]
+            before, here = here, env.step(player.act(here, rng), np.asarray([seed + k]))
+            paid = common_reward(before, here) if agents.config.common_reward else here
+            total = total + np.asarray(paid.reward)[0]
         frames += [frames[-1]] * HELD
     env.close()
     return frames

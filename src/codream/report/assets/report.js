@@ -237,7 +237,7 @@
       : scene().others === "mirrored" ? "What it would do in each one’s place" : "What it expected each agent to do";
     const fact = (name, value) => { const row = html("tr", {}, facts); html("th", {}, row, name); html("td", {}, row, value); };
     if (dreams) fact("reward it expected for this step", number(v.reward[t]));
-    fact("reward it really got", number(scene().reward[t][me]));
+    fact(scene().common ? "reward it really got, the sum of all agents’" : "reward it really got", number(scene().reward[t][me]));
     fact("value: the return it expects from here", number(v.value[t]));
     if (!dreams) return;
     fact(`gap (${scene().gap_label})`, state.step > scene().start ? number(v.gap[state.step]) : "– (still watching)");
