@@ -341,13 +341,14 @@ def _imagined_bonus(
 
 
 def _seen(state: State, batch: Sequence, config: Config) -> tuple[State, dict[str, Array]]:
-    """One update of the predictors of curiosity on the observations of a world-model batch."""
+    """One update of the predictors of curiosity on every observation in a world-model batch that its agent saw: the
+    last of an episode too, since the bonus is for what steps lead to and it would stay new for ever."""
     if state.curiosity is None:
         return state, {}
     # An equal share of the batch is each agent's, in order.
     by_agent = lambda x: jnp.swapaxes(x.reshape(state.spec.num_agents, -1, *x.shape[2:]), 0, 1)  # noqa: E731
-    obs, acted = by_agent(batch.obs), by_agent(jax.vmap(lambda s: s.acting[:, s.focal])(batch))
-    curiosity, loss = train_curiosity(see(state.curiosity, obs, acted), obs, acted, config.curiosity)
+    obs, seen = by_agent(batch.obs), by_agent(jax.vmap(lambda s: s.seen)(batch))
+    curiosity, loss = train_curiosity(see(state.curiosity, obs, seen), obs, seen, config.curiosity)
     return eqx.tree_at(lambda s: s.curiosity, state, curiosity), {"curiosity": loss}
 
 

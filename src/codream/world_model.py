@@ -49,6 +49,13 @@ class Sequence(eqx.Module):
         """Counts episodes."""
         return jnp.cumsum(self.first)
 
+    @property
+    def seen(self) -> Bool[Array, " time"]:
+        """Rows that hold an observation of the focal agent: those where it acts, and the one that its last action led
+        to."""
+        acts = self.acting[:, self.focal]
+        return acts | jnp.pad(acts[:-1] & ~self.first[1:], (1, 0))
+
 
 class Hidden(eqx.Module):
     """Memory of one agent's rollout: h after the last action, and the caches of both transformers."""
@@ -225,9 +232,7 @@ def world_model_loss(
 
     acts = jax.vmap(lambda s: s.acting[:, s.focal])(batch)
     action = jax.vmap(lambda s: s.action[:, s.focal])(batch)
-    # An observation is real where its agent acts, and right after (its last one).
-    seen = acts | jnp.pad(acts[:, :-1] & ~batch.first[:, 1:], ((0, 0), (1, 0)))
-    segment = jax.vmap(lambda s: s.segment)(batch)
+    seen, segment = jax.vmap(lambda s: (s.seen, s.segment))(batch)
     h, _ = jax.vmap(model.unroll)(z, action, batch.focal, segment, acts)
 
     valid = jax.vmap(model.obs_valid)(batch.focal)

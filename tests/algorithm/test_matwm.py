@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from probe_envs import Mixed
-from tiny import tiny
+from tiny import batch_of, tiny
 
 from codream import matwm
 from codream.envs import TimeStep
@@ -339,6 +339,23 @@ def test_every_agent_gives_an_equal_share_of_a_batch(game, monkeypatch):
         eqx.filter_eval_shape(matwm.train_world_model, game.state, KEY, config)
     # Six sequences over three agents.
     assert asked == [(2, 8, 0.99), (2, 8, 1.0)]
+
+
+def test_curiosity_learns_every_observation_that_an_agent_saw(game, monkeypatch):
+    """An episode's last observation too: the bonus is paid for it, and without learning it would stay new for ever."""
+    taught = []
+    monkeypatch.setattr(matwm, "see", lambda curiosity, obs, valid: taught.append(valid) or curiosity)
+    trained = lambda curiosity, obs, valid, config: taught.append(valid) or (curiosity, jnp.zeros(()))  # noqa: E731
+    monkeypatch.setattr(matwm, "train_curiosity", trained)
+    state = eqx.tree_at(lambda s: s.curiosity, game.state, "of no matter", is_leaf=lambda x: x is None)
+    batch = batch_of(game.env.spec, length=8, boundary=5)  # row 4 is a last observation
+    batch = eqx.tree_at(lambda b: b.acting, batch, batch.acting.at[0, 6:].set(False))  # the first agent leaves early
+    matwm._seen(state, batch, game.config)
+    seen = np.ones((8, game.env.spec.num_agents), bool)
+    seen[7, 0] = False
+    for valid in taught:
+        np.testing.assert_array_equal(valid.reshape(seen.shape), seen)
+    assert len(taught) == 2
 
 
 def test_an_episode_tells_of_the_policies_where_all_play_as_they_are(config, state):
