@@ -41,6 +41,7 @@ class Transition(eqx.Module):
     reward: Float[Array, "*b agents"]  # in units of the reward scale
     terminal: Bool[Array, "*b"]
     obs_next: Shaped[Array, "*b_shape"]
+    seen: Bool[Array, "*b"]  # `obs` is the focal agent's: it acts, or its last action led here
     focal: Int[Array, "*b"]
 
 
@@ -49,6 +50,7 @@ def transitions(rollout: Rollout, at: Int[Array, " n"], scale: Float[Array, ""],
     n, agents = len(at), spec.num_agents
     own = lambda x: jax.lax.collapse(flat(x)[at], 0, 2)  # noqa: E731
     common = lambda x: jnp.repeat(flat(x)[at], agents, axis=0)  # noqa: E731
+    led_here = jnp.pad(rollout.acting[:-1], ((1, 0), (0, 0), (0, 0)))  # what led to the first row is not known any more
     return Transition(
         obs=own(rollout.obs),
         mask=own(rollout.allowed(spec)),
@@ -57,6 +59,7 @@ def transitions(rollout: Rollout, at: Int[Array, " n"], scale: Float[Array, ""],
         reward=common(rollout.reward) / scale,
         terminal=own(rollout.terminal),
         obs_next=own(rollout.every_obs[1:]),
+        seen=own(rollout.acting | led_here),
         focal=jnp.tile(jnp.arange(agents), n),
     )
 
@@ -181,13 +184,15 @@ def markov_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """L = rec + rew + con + team + β₁ (mask + dyn) + β₂ rep over the steps that the focal agent took, and its parts.
 
-    Weights and the parts' names are the MATWM world model's (`world_model.*_weight`); rew is the squared error of
-    all agents' rewards, whose mean it thus predicts. `batch` has a leading axis.
+    rec is over all observations that it saw: an episode's last one is decoded too, where a step is imagined to lead
+    there. Weights and the parts' names are the MATWM world model's (`world_model.*_weight`); rew is the squared error
+    of all agents' rewards, whose mean it thus predicts. `batch` has a leading axis.
     """
     keys = jax.random.split(key, len(batch.focal))
     parts = jax.vmap(_parts, in_axes=(None, 0, 0))(model, batch, keys)
     took = jax.vmap(lambda t: t.acting[t.focal])(batch)
-    parts = {name: jnp.sum(jnp.where(took, x, 0.0)) / jnp.maximum(jnp.sum(took), 1) for name, x in parts.items()}
+    mean = lambda x, where: jnp.sum(jnp.where(where, x, 0.0)) / jnp.maximum(jnp.sum(where), 1)  # noqa: E731
+    parts = {name: mean(x, batch.seen if name == "rec" else took) for name, x in parts.items()}
     w = config.world_model
     weights = {
         "rec": w.rec_weight,

@@ -13,13 +13,13 @@ from probe_envs import Mixed
 from tiny import IMAGES, tiny
 from tiny_wm_rnd import Bandit, Different, Helping, Same, unresolved
 
-from codream import matwm, train, wm_rnd
+from codream import markov_model, matwm, train, wm_rnd
 from codream.agents import load
 from codream.algorithms import algorithm
 from codream.config import Config, ConfigError
 from codream.envs import EnvSpec
 from codream.evaluation import evaluate
-from codream.markov_model import MarkovModel, latent_rank, own_first
+from codream.markov_model import MarkovModel, latent_rank, markov_loss, own_first, transitions
 from codream.ppo import Batch, Learner, gae, observed, ppo_loss
 from codream.presets import PRESETS, preset
 from codream.projection import (
@@ -33,6 +33,7 @@ from codream.projection import (
     symmetry_ratio,
 )
 from codream.retention import saved
+from codream.rollout import Rollout
 from codream.training import GraphDriver
 
 TWO = Bandit().spec
@@ -334,6 +335,21 @@ def test_projected_advantages_and_critic_against_numbers():
     np.testing.assert_allclose(metrics["projected_critic_loss"], critic, rtol=1e-5)
     np.testing.assert_allclose(metrics["projected_clipped"], 1.0, rtol=1e-6)
     np.testing.assert_allclose(loss, 0.5 * critic + 2.0 * policy, rtol=1e-5)
+
+
+def test_an_episodes_last_observation_is_reconstructed_too(monkeypatch):
+    """Steps lead there and it is decoded, so the decoder learns it; what an agent that is gone is shown counts for
+    nothing."""
+    config = unresolved().resolve(TWO)
+    obs = jnp.arange(8.0).reshape(4, 1, 2, 1)
+    acting = jnp.asarray([[1, 1], [1, 0], [0, 0], [0, 0]], bool)[:, None]  # the second agent leaves first
+    rollout = eqx.tree_at(lambda r: (r.obs, r.acting), Rollout.empty(TWO, 4, 1), (obs, acting))
+    batch = transitions(rollout, jnp.arange(4), jnp.ones(()), TWO)
+    np.testing.assert_array_equal(batch.seen.reshape(4, 2), [[1, 1], [1, 1], [1, 0], [0, 0]])
+    monkeypatch.setattr(markov_model, "_parts", lambda model, t, key: {"rec": t.obs[0], "dyn": t.obs[0]})
+    model = eqx.filter_jit(MarkovModel)(TWO, config, jax.random.key(0))
+    parts = markov_loss(model, batch, jax.random.key(0), config)[1]
+    np.testing.assert_allclose((parts["rec"], parts["dyn"]), ((0 + 1 + 2 + 3 + 4) / 5, (0 + 1 + 2) / 3))
 
 
 def test_views_are_numbered_from_oneself():
