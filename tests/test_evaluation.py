@@ -7,15 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from helpers import Toy, ppo_config, tiny_config, toy_config
 from mpe2 import simple_tag_v3
 
-from codream import Agents, ConfigError, EnvSpec, Run, RunError, evaluate, load, make_env, train
+from codream import Agents, ConfigError, EnvSpec, Run, RunError, evaluate, load, make_env, scoring, train
 from codream.envs.own import apart
 from codream.evaluation import CrossPlay, EndlessEpisode, Row, _line_ups, _opponents, _row, play
 from codream.trainer import named
+from codream.training import driver_for
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +164,33 @@ def test_play_counts_whole_episodes_fairly() -> None:
     assert abs(lengths.mean() - 6) < 4 * lengths.std() / 20
     np.testing.assert_array_equal(returns[:, 1], -lengths)
     assert len(play(env, {"cat": Same(), "mouse": Same()}, episodes=2)) == 2
+
+
+def test_what_chose_a_checkpoint_is_not_what_it_is_judged_by() -> None:
+    """The same seed gives the score and `evaluate` other starts, and each its own again."""
+    began: list[int] = []
+
+    class Noted(Toy):
+        def reset(self, seed: int | None = None, options: Any = None) -> tuple[dict, dict]:
+            began.extend([seed] if seed else [])  # without one, only the spaces are looked at
+            return super().reset(seed, options)
+
+    def starts(**stream: int) -> list[int]:
+        began.clear()
+        play(make_env(Noted, 2), {"cat": Same(), "mouse": Same()}, 6, 3, **stream)
+        return list(began)
+
+    assert starts() == starts(stream=0)
+    assert starts(stream=scoring.STREAM) == starts(stream=scoring.STREAM)
+    assert not set(starts()) & set(starts(stream=scoring.STREAM))
+    config = ppo_config(checkpoints_best="cat:self", checkpoints_best_episodes=6, seed=3)
+    make = lambda copies: make_env(Noted, copies)  # noqa: E731
+    driver = driver_for(make_env(Toy, 2), config.resolve(make_env(Toy).spec))
+    began.clear()
+    scoring.Scorer(config, driver.spec, make)(driver.start(jax.random.key(0)).state, 0)
+    chose = list(began)
+    assert len(chose) >= 6
+    assert not set(starts()) & set(chose)
 
 
 def test_acting_on_raw_observations_is_acting_in_the_environment(agents: Agents) -> None:

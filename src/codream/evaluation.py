@@ -297,17 +297,20 @@ def play(
     seed: int = 0,
     tell: Any = None,
     outcomes: Outcomes | None = None,
+    *,
+    stream: int = 0,
 ) -> Float[np.ndarray, "episodes agents"]:
     """Returns of every agent in exactly `episodes` episodes, over all copies of a host environment.
 
     `players`: for each side an object with `act(timestep, rng) -> actions [copies, agents]`. How many
     episodes each copy plays is fixed beforehand, so that short episodes do not count more than long ones.
-    `outcomes` also sees every step of those episodes. Raises EndlessEpisode where one is longer than LONGEST.
+    `outcomes` also sees every step of those episodes. `stream`: another one gives other episodes for the same seed (0:
+    those of `evaluate`, 1: those of `model_quality.record`). Raises EndlessEpisode where one is longer than LONGEST.
     """
     copies, sides = env.num_envs, env.spec.sides
     quota = np.full(copies, episodes // copies) + (np.arange(copies) < episodes % copies)
-    rng = np.random.default_rng([seed, 0])
-    seeds = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, 2 * stream])
+    seeds = np.random.default_rng([seed, 2 * stream + 1])
     draw = lambda: seeds.integers(2**31 - 1, size=copies)  # noqa: E731
     returns: list[Float[np.ndarray, " agents"]] = []
     total = np.zeros((copies, env.spec.num_agents))

@@ -16,11 +16,13 @@ from codream.evaluation import as_host, play
 __all__ = ["Scorer"]
 
 MOST_COPIES = 20  # of the environment, played together
+STREAM = 2  # of `play`: no episode that chose a checkpoint is one that `evaluate` judges it by
 
 
 class Scorer:
     """`config.checkpoints_best`, SIDE:OPPONENT, as a function of a state: the mean return of one agent of SIDE in
-    `checkpoints_best_episodes` episodes, always the same ones, while OPPONENT plays all other sides.
+    `checkpoints_best_episodes` episodes, always the same ones and none of `evaluate`'s, while OPPONENT plays all other
+    sides.
 
     `make`: copies of the run's environment. Training goes on from the same state and keys as without. Raises
     ConfigError, with what there is, for a side or an opponent that does not exist.
@@ -51,5 +53,5 @@ class Scorer:
             copies = min(episodes, MOST_COPIES)
             self._env = as_host(self._make(copies), copies)
         players = dict.fromkeys(agents.spec.sides, agents.player()) | self._opponents
-        returns = play(self._env, players, episodes, seed=self._config.seed)
+        returns = play(self._env, players, episodes, seed=self._config.seed, stream=STREAM)
         return float(np.mean(returns[:, list(agents.spec.sides[self._side])]))
