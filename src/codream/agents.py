@@ -117,7 +117,11 @@ class Agents:
 
         `obs`: what the environment gives, {agent: observation}; agents that are not in it get no action.
         Action masks are read from the observations, or from `infos` as PettingZoo's `reset` and `step`
-        return them. Raises TypeError where the environment was given as an object that has codream's own interface.
+        return them.
+
+        Raises ValueError for an agent that the environment does not have; for an observation or a mask of another
+        shape, or one that is not finite, EnvironmentFailure on a host environment and ValueError on one inside JAX;
+        TypeError where the environment was given as an object that has codream's own interface.
         """
         if not hasattr(self._env, "encode"):
             raise TypeError(

@@ -245,6 +245,26 @@ def test_raw_observations_are_read_however_the_environment_puts_them(name: str) 
     assert env.decode(np.arange(len(raw.agents)), obs) == {agent: i for i, agent in enumerate(raw.agents)}
 
 
+def test_raw_observations_that_are_none_of_the_environments_are_refused() -> None:
+    """Padded or broadcast, they would be acted upon in silence."""
+    env = graph("jaxmarl:coin_game")
+    assert isinstance(env, JaxMARLEnv)
+    right, one = np.zeros(env.spec.obs_shape), env._ids[0]
+    for obs, infos, message in (
+        (right[:-1], {}, r"observation of 0 in the shape \(36,\), got \(35,\)"),
+        (np.where(np.arange(36) == 4, np.nan, right), {}, "observation of 0 is not finite: nan"),
+        (right, {one: {"action_mask": True}}, r"action mask of 0 in the shape \(5,\), got \(\)"),
+        (right, {one: {"action_mask": np.ones(1)}}, r"action mask of 0 in the shape \(5,\), got \(1,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            env.encode({one: obs}, infos)
+    assert env.encode({one: right}, {one: {"action_mask": [0, 1, 0, 0, 1]}}).mask[0, 0].tolist() == [0, 1, 0, 0, 1]
+    painting = graph(Painting())
+    assert isinstance(painting, JaxMARLEnv)
+    with pytest.raises(ValueError, match=r"observation of left in the shape \(32, 48, 3\), got \(48, 32, 3\)"):
+        painting.encode({"left": np.zeros((48, 32, 3))})
+
+
 @pytest.mark.filterwarnings("ignore:OvercookedV2 is now released:DeprecationWarning")
 def test_names_without_their_version_and_layouts_by_name() -> None:
     for name in ("jaxmarl:MPE_simple_tag", "jaxmarl:simple_tag", "jaxmarl:MPE_simple_tag_v3"):

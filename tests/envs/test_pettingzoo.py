@@ -18,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from codream.envs import EnvironmentFailure, HostEnv, TimeStep, UnknownEnvironment, available_envs, make_env
+from codream.envs.pettingzoo import PettingZooEnv
 from codream.envs.registry import envs_table
 
 
@@ -302,6 +303,13 @@ def test_a_reset_that_fails_is_named() -> None:
     env = host(lambda: toys.FaultyToy("reset"), num_envs=3)
     with pytest.raises(EnvironmentFailure, match=r"reset of copy 1 raised.*the level does not load"):
         env.reset(np.asarray([0, 7, 0]))
+
+
+def test_raw_observations_that_are_not_finite_are_refused() -> None:
+    env = host(toys.Toy)
+    assert isinstance(env, PettingZooEnv)
+    with pytest.raises(EnvironmentFailure, match=r"observation of blue_0 is not finite: \[ 0. nan\]"):
+        env.encode({"blue_0": np.asarray([0.0, np.nan])})
 
 
 def test_bad_actions_and_seeds_are_refused() -> None:

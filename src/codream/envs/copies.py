@@ -92,13 +92,14 @@ class Copies:
         return self._answer(rows)
 
     def encode(self, obs: Mapping[Any, Any], infos: Mapping[Any, Any], *, first: bool) -> Rows:
-        """What a copy would have answered with these raw observations."""
+        """What a copy would have answered with these raw observations. Raises CopyFailed where it may not answer so."""
         rows = self._empty(1)
         rows.first[0] = first
         for i, agent in enumerate(self._ids):
             if agent in obs:
                 rows.acting[0, i] = True
                 self._write(rows, 0, i, obs[agent], infos)
+        self._check_numbers(rows)
         return rows
 
     def close(self) -> None:
@@ -120,12 +121,15 @@ class Copies:
         )
 
     def _answer(self, rows: Rows) -> Rows:
+        self._check_numbers(rows)
+        self._now = rows
+        return rows
+
+    def _check_numbers(self, rows: Rows) -> None:
         for what, values in (("observation", rows.obs), ("reward", rows.reward)):
             if not np.isfinite(values).all():
                 c, i = np.argwhere(~np.isfinite(values))[0][:2]
                 raise self._wrong(int(c), f"{what} of {self._ids[i]} is not finite: {values[c, i]}")
-        self._now = rows
-        return rows
 
     # ------------------------------------------------------------------------------------ one copy
 

@@ -118,6 +118,8 @@ class JaxMARLEnv:
             num_actions=num_actions,
             has_mask=self._has_mask,
         )
+        # Of images, before they are resized.
+        self._raw_shapes = [jax.tree.leaves(one)[0].shape for one in obs] if self.spec.is_image else []
         self._image_scale = 255.0 if self.spec.is_image and _unit_interval(env, self._ids[0]) else 1.0
         # Some resets return Python scalars or other dtypes than steps do; branches must agree.
         stepped, _ = jax.eval_shape(self._transition, key, self._wrap(inner), jnp.zeros(len(agents), jnp.int32))
@@ -155,7 +157,7 @@ class JaxMARLEnv:
 
         `obs`: {agent: observation}, or however the environment puts them. Agents that are missing do not act;
         `infos[agent]["action_mask"]` may hold masks. Raises `ValueError` for an agent that the environment does not
-        have.
+        have, and for an observation or a mask of another shape, or one that is not finite.
         """
         spec, obs = self.spec, self._by_agent(obs)
         if unknown := [str(agent) for agent in obs if agent not in self._ids]:
@@ -169,13 +171,19 @@ class JaxMARLEnv:
             if agent not in obs:
                 continue
             if spec.is_image:
-                rows[i] = _resize(jnp.asarray(obs[agent]), self._image_scale)
+                image = np.asarray(obs[agent])
+                self._check_raw(agent, "observation", image, self._raw_shapes[i])
+                rows[i] = _resize(jnp.asarray(image), self._image_scale)
             else:
                 row = np.asarray(_flatten(jax.tree.map(jnp.asarray, obs[agent])))
+                self._check_raw(agent, "observation", row, spec.obs_shapes[i])
                 rows[i, : row.size] = row
             legal = (infos or {}).get(agent, {}).get("action_mask")
-            if legal is not None and np.any(legal):
-                mask[i, : spec.num_actions[i]] = legal
+            if legal is not None:
+                legal = np.asarray(legal, bool)
+                self._check_raw(agent, "action mask", legal, (spec.num_actions[i],))
+                if legal.any():
+                    mask[i, : spec.num_actions[i]] = legal
         acting = np.asarray([agent in obs for agent in self._ids])
         nothing = np.zeros((1, spec.num_agents))
         return TimeStep(
@@ -194,6 +202,16 @@ class JaxMARLEnv:
         return {agent: own[agent] for agent in self._by_agent(obs)}
 
     # ------------------------------------------------------------------------------------ parts
+
+    def _check_raw(self, agent: Any, what: str, given: np.ndarray, shape: tuple[int, ...]) -> None:
+        """Raise ValueError for what would else be padded, broadcast or acted upon in silence."""
+        if given.shape != shape:
+            raise ValueError(
+                f"{self.spec.name}: expected the {what} of {agent} in the shape {shape}, got {given.shape}; give it "
+                "as the environment's own reset and step do"
+            )
+        if not np.isfinite(given).all():
+            raise ValueError(f"{self.spec.name}: the {what} of {agent} is not finite: {given[~np.isfinite(given)][0]}")
 
     def _by_agent(self, obs: Any) -> dict[Any, Any]:
         """{agent: observation} of what `reset` and `step` give, without what is no agent's (`world_state`)."""

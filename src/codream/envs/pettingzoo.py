@@ -131,7 +131,8 @@ class PettingZooEnv:
         """What `step` would answer for one copy with these raw observations: [1 copy, agents, …].
 
         Agents that are missing in `obs` do not act. Raises `ValueError` for an agent that the environment
-        does not have, `EnvironmentFailure` for an observation that is not in its agent's space.
+        does not have, `EnvironmentFailure` for an observation that is not in its agent's space or not finite, and for
+        an action mask of another length.
         """
         if not set(obs) <= set(self._ids):
             raise ValueError(
