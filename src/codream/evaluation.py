@@ -22,6 +22,7 @@ from rich.table import Table
 from codream.agents import Agents, Player, load
 from codream.config import ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv, TimeStep
+from codream.envs.answers import check_answer
 from codream.envs.cooperation import cooperation_counter
 from codream.envs.references import references_for
 from codream.progress import Bar, clock
@@ -305,7 +306,10 @@ def play(
     `players`: for each side an object with `act(timestep, rng) -> actions [copies, agents]`. How many
     episodes each copy plays is fixed beforehand, so that short episodes do not count more than long ones.
     `outcomes` also sees every step of those episodes. `stream`: another one gives other episodes for the same seed (0:
-    those of `evaluate`, 1: those of `model_quality.record`). Raises EndlessEpisode where one is longer than LONGEST.
+    those of `evaluate`, 1: those of `model_quality.record`).
+
+    Raises EndlessEpisode where one is longer than LONGEST, EnvironmentFailure where the first answers are not of the
+    shapes that the environment's spec says.
     """
     copies, sides = env.num_envs, env.spec.sides
     quota = np.full(copies, episodes // copies) + (np.arange(copies) < episodes % copies)
@@ -317,6 +321,7 @@ def play(
     length = np.zeros(copies, int)
     played = np.zeros(copies, int)
     here = env.reset(draw())
+    check_answer(here, env.spec, copies, "reset")
     if outcomes is not None:
         outcomes.begin()
     distinct = {id(player): _fresh(player) for player in players.values()}
@@ -327,6 +332,8 @@ def play(
             columns = list(members)
             actions[:, columns] = answers[id(players[side])][:, columns]
         before, here = here, env.step(actions, draw())
+        if not length.any():  # the first step
+            check_answer(here, env.spec, copies, "step")
         total = np.where(np.asarray(before.last)[:, None], 0.0, total) + np.asarray(here.reward)
         length = np.where(before.last, 0, length + 1)
         if length.max() > LONGEST:

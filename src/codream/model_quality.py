@@ -21,6 +21,7 @@ from codream import markov_quality, matwm
 from codream.agents import Agents
 from codream.compiled import quick_jit
 from codream.envs import EnvSpec, HostEnv, TimeStep
+from codream.envs.answers import check_answer
 from codream.evaluation import as_host
 from codream.foresight import Foresight, foresight, most_frequent
 from codream.latents import two_hot_mean
@@ -87,10 +88,13 @@ def record(env: HostEnv, player: Any, episodes: int, seed: int, limit: int | Non
     until `limit` steps were taken."""
     rng, seeds = np.random.default_rng([seed, 2]), np.random.default_rng([seed, 3])
     here = env.reset(seeds.integers(2**31 - 1, size=episodes))
+    check_answer(here, env.spec, episodes, "reset")
     steps, actions, over = [here], [], np.zeros(episodes, bool)
     while not over.all() and (limit is None or len(actions) < limit):
         action = player.act(here, rng)
         here = env.step(action, seeds.integers(2**31 - 1, size=episodes))
+        if not actions:
+            check_answer(here, env.spec, episodes, "step")
         over = over | np.asarray(here.last)
         actions.append(action)
         steps.append(here)

@@ -20,6 +20,7 @@ from codream.algorithms import algorithm
 from codream.compiled import Compiled, quick_jit
 from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv, TimeStep
+from codream.envs.answers import check_answer
 from codream.guards import TimeLimit
 from codream.health import checks, summed
 from codream.hosts import is_first
@@ -131,6 +132,7 @@ class HostDriver:
         self._steps: int | None = None  # counted here, so that nobody waits for the device to know them
         self._filled = 0  # rows of the replay buffer, likewise
         self._last = np.zeros(0, bool)
+        self._looked_at: set[str] = set()  # of reset and step, whose first answer was
         # On a CPU asking costs nothing, and compiling much.
         self.counts_updates = jax.default_backend() != "cpu" and algorithm(config).updates_due is not None
         self._choose, learner = _host_programs(config.for_programs(), jax.default_backend())
@@ -142,6 +144,7 @@ class HostDriver:
         seeds = np.asarray(_seeds(jax.random.split(env_key, self.config.num_envs)))
         with self._limit(f"reset of {self.spec.name}"):
             here = self.env.reset(seeds)
+        self._look_at(here, "reset")
         self._new(resting=False)
         return Runner(state, memory, jax.device_put(here, may_alias=False), None, returns, key)
 
@@ -158,8 +161,10 @@ class HostDriver:
         if self._steps is None:
             self._count(runner)
         action, seeds = jax.device_get(wanted)
-        with self._limit(f"{'reset' if self._resting else 'step'} of {self.spec.name}"):
+        call = "reset" if self._resting else "step"
+        with self._limit(f"{call} of {self.spec.name}"):
             there = self.env.reset(seeds) if self._resting else self.env.step(action, seeds)
+        self._look_at(there, call)
         self._resting = False
         if self._holding:
             there = self._held(there)
@@ -168,6 +173,12 @@ class HostDriver:
         if self.config.async_collect:
             self._chosen = self._choose(there, choice.memory, choice.key, runner)
         return self._learn(due, choice, there, runner)
+
+    def _look_at(self, answer: TimeStep, call: str) -> None:
+        """Refuse an environment whose first answer is not of the shapes that its spec says."""
+        if call not in self._looked_at:
+            check_answer(answer, self.spec, self.config.num_envs, call)
+            self._looked_at.add(call)
 
     def _count(self, runner: Runner) -> None:
         """Where `runner` is, from which the host goes on counting."""
@@ -289,6 +300,7 @@ class GraphDriver:
         init_key, env_key, key = jax.random.split(key, 3)
         state, memory, returns = _start(init_key, self.spec, self.config)
         env_state, here = eqx.filter_jit(jax.vmap(self.env.reset))(jax.random.split(env_key, self.config.num_envs))
+        check_answer(here, self.spec, self.config.num_envs, "reset", graph=True)
         return Runner(state, memory, here, env_state, returns, key)
 
     def start(self, key: PRNGKeyArray) -> Runner:
@@ -304,6 +316,7 @@ class GraphDriver:
     def step(self, runner: Runner) -> tuple[Runner, Sums]:
         choice = choose(runner, self.config)
         env_state, there = jax.vmap(self.env.step)(choice.env_keys, runner.env_state, choice.action)
+        check_answer(there, self.spec, self.config.num_envs, "step", graph=True)
         return learn(runner, choice, there, env_state, self.config)
 
     def scanned(self, runner: Runner) -> tuple[Runner, Sums]:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,9 @@ from tiny import tiny
 
 from codream import preset
 from codream.building import build_env
-from codream.envs import GraphEnv, HostEnv, is_graph
+from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv, TimeStep, is_graph
+from codream.envs.answers import check_answer
+from codream.evaluation import GraphCopies, play
 from codream.training import GraphDriver, HostDriver, driver_for
 
 COPIES, STEPS = 3, 32
@@ -146,3 +149,63 @@ def test_programs_in_the_graph_serve_another_run_of_the_same_game() -> None:
     assert one._programs[1] is other._programs[1]
     narrow = GraphDriver(env, dataclasses.replace(config, num_envs=2).resolve(env.spec))
     assert narrow._programs[1] is not one._programs[1]
+
+
+class TeamPaid:
+    """As many agents as copies, and one reward for the team, which would be paid across copies."""
+
+    def __init__(self, field: str = "reward"):
+        self.inner, self.field = Mixed(), field
+        self.spec = self.inner.spec
+
+    def reset(self, key):
+        return self.inner.reset(key)
+
+    def step(self, key, state, actions):
+        state, there = self.inner.step(key, state, actions)
+        wrong = {"reward": there.reward.sum(), "obs": there.obs[:, :-1], "acting": there.acting.astype(int)}
+        return state, eqx.tree_at(lambda t: getattr(t, self.field), there, wrong[self.field])
+
+
+def test_answers_of_other_shapes_than_the_spec_says_are_refused() -> None:
+    env = TeamPaid()
+    config = tiny(env.spec, num_envs=env.spec.num_agents)
+    driver, message = GraphDriver(env, config), r"step answered .*`reward` of shape \(\), expected \(3,\) \(agents\)"
+    runner = eqx.filter_eval_shape(driver.begun, jax.random.key(0))
+    with pytest.raises(EnvironmentFailure, match=message):
+        eqx.filter_eval_shape(driver.step, runner)
+    for field, message in (
+        ("reward", r"`reward` of shape \(3,\), expected \(3, 3\) \(copies, agents\)"),
+        ("obs", r"`obs` of shape \(3, 3, 3\), expected \(3, 3, 4\) \(copies, agents, entries\)"),
+        ("acting", "`acting` of int32, expected booleans"),
+    ):
+        with pytest.raises(EnvironmentFailure, match=message):
+            play(GraphCopies(TeamPaid(field), 3), dict.fromkeys(env.spec.sides, Still()), 3)
+
+
+class Still:
+    def act(self, here, rng):
+        return np.zeros(here.acting.shape, int)
+
+
+class Wrong(OnTheHost):
+    """On the host, a copy less than it says."""
+
+    def reset(self, seeds):
+        return jax.tree.map(lambda x: x[1:], super().reset(seeds))
+
+
+def test_a_host_environment_of_other_shapes_is_refused() -> None:
+    driver = HostDriver(Wrong(), tiny(Mixed().spec, num_envs=COPIES))
+    with pytest.raises(EnvironmentFailure, match=r"reset answered for its copies .* of shape \(2, 3, 4\)"):
+        driver._look_at(driver.env.reset(np.zeros(COPIES, int)), "reset")
+
+
+def test_images_of_floats_are_refused() -> None:
+    """They would be cast to bytes, all 0."""
+    spec = EnvSpec("eyes", ("left",), ((16, 16, 3),), (2,))
+    answer = TimeStep.blank(spec, 2)
+    check_answer(answer, spec, 2, "reset")
+    floats = eqx.tree_at(lambda t: t.obs, answer, answer.obs / 255)
+    with pytest.raises(EnvironmentFailure, match=r"`obs` of float32, expected whole numbers within 0…255"):
+        check_answer(floats, spec, 2, "reset")
