@@ -25,6 +25,7 @@ from codream.guards import TimeLimit
 from codream.health import checks, summed
 from codream.hosts import is_first
 from codream.metrics import Sums
+from codream.reading import flat
 
 __all__ = ["GraphDriver", "HostDriver", "Runner", "choose", "common_reward", "driver_for", "learn"]
 
@@ -139,6 +140,8 @@ class HostDriver:
         self._learn = lambda due, *given: learner(due)(*given)
 
     def start(self, key: PRNGKeyArray) -> Runner:
+        """A new runner. Raises ConfigError where the configuration is not resolved for the environment."""
+        _refuse_unresolved(self.config, self.spec)
         init_key, env_key, key = jax.random.split(key, 3)
         state, memory, returns = _compiled_start(init_key, self.spec, self.config.for_programs())
         seeds = np.asarray(_seeds(jax.random.split(env_key, self.config.num_envs)))
@@ -304,6 +307,8 @@ class GraphDriver:
         return Runner(state, memory, here, env_state, returns, key)
 
     def start(self, key: PRNGKeyArray) -> Runner:
+        """A new runner. Raises ConfigError where the configuration is not resolved for the environment."""
+        _refuse_unresolved(self.config, self.spec)
         runner = self._programs[0](key)
         # Every leaf a buffer of its own, since the chunks reuse them, and of no weak type, as in a checkpoint: else a
         # run that goes on would be compiled anew.
@@ -360,8 +365,19 @@ class GraphDriver:
         """Nothing to do: the runner holds where its copies stand."""
 
 
+def _refuse_unresolved(config: Config, spec: EnvSpec) -> None:
+    """Raise ConfigError for what no program can read yet, such as `auto`, or would take for something else."""
+    before, after = flat(config), flat(config.resolve(spec))
+    if left := [name for name in after if before[name] != after[name]]:
+        raise ConfigError(
+            f"expected a configuration that is resolved for {spec.name}, got "
+            f"{', '.join(f'{name}={before[name]}' for name in left)}; give the driver config.resolve(env.spec)"
+        )
+
+
 def driver_for(env: HostEnv | GraphEnv, config: Config) -> HostDriver | GraphDriver:
-    """The driver for an environment; `config` must be resolved for it. Raises ConfigError where it cannot be."""
+    """The driver for an environment. Raises ConfigError where it cannot be; `config` must be resolved for it, see
+    `Config.resolve`, or `start` refuses it."""
     if isinstance(env, HostEnv):
         return HostDriver(env, config)
     for option in ("async_collect", "env_workers"):

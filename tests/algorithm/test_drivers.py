@@ -11,7 +11,7 @@ import pytest
 from probe_envs import Mixed
 from tiny import tiny
 
-from codream import preset
+from codream import ConfigError, preset
 from codream.building import build_env
 from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv, TimeStep, is_graph
 from codream.envs.answers import check_answer
@@ -87,6 +87,15 @@ def test_the_probes_are_what_they_pretend_to_be():
     config = tiny(Mixed().spec, num_envs=COPIES)
     assert isinstance(driver_for(OnTheHost(), config), HostDriver)
     assert isinstance(driver_for(Seeded(), config), GraphDriver)
+
+
+def test_a_configuration_that_is_not_resolved_is_refused():
+    """`auto` is nobody: the others would stand still in imagination, or nothing would know such a latent."""
+    for name, left in (("wm_rnd", "imagined_partners=auto"), ("small", "world_model.latent=auto")):
+        with pytest.raises(ConfigError, match=rf"{left}.*; give the driver config\.resolve\(env\.spec\)"):
+            driver_for(Seeded(), preset(name)).start(jax.random.key(0))
+    with pytest.raises(ConfigError, match=r"resolved for Mixed.*world_model.latent=auto"):
+        driver_for(OnTheHost(), dataclasses.replace(preset("small"), num_envs=COPIES)).start(jax.random.key(0))
 
 
 def test_both_drivers_make_updates(both):
