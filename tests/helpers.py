@@ -52,6 +52,18 @@ def tiny_config(**changes: Any) -> Config:
     return dataclasses.replace(config, **changes)
 
 
+def replaced(config: Config, changes: dict[str, Any]) -> Config:
+    """`config` with options changed, by their paths."""
+    parts: dict[str, Any] = {}
+    for path, value in changes.items():
+        part, _, name = path.rpartition(".")
+        if part:
+            parts[part] = dataclasses.replace(parts.get(part, getattr(config, part)), **{name: value})
+        else:
+            parts[name] = value
+    return dataclasses.replace(config, **parts)
+
+
 class Toy:
     """A parallel environment of two sides: `cat_0` is paid for moving like `mouse_0`. Episodes last `length`
     steps; with `uneven`, 3 to 9, as the seed wants it. Raises at the step `broken_at` of any episode, sleeps at the

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import pytest
+from helpers import replaced
 
 from codream import Config, ConfigError, EnvSpec, preset
 from codream.config import AgentConfig, ReplayConfig, WorldModelConfig
@@ -136,4 +137,39 @@ def test_options_that_wait_for_another_are_told() -> None:
     model = dataclasses.replace(ippo, world_model=dataclasses.replace(ippo.world_model, lr=1e-4))
     assert idle(model) == ["world_model.lr=0.0001 does nothing while projection.coef is 0.0"]
     two = EnvSpec("two", ("a_0", "a_1"), ((2,),) * 2, (2,) * 2)
+    changed = {
+        "small": {
+            "world_model.latent is change": {
+                "world_model.classes": 8,
+                "world_model.encoder_layers": 1,
+                "world_model.free_nats": 0.5,
+                "world_model.groups": 8,
+                "world_model.image_depth": 4,
+                "world_model.latent_gradient": "gumbel",
+                "world_model.rec_weight": 2.0,
+                "world_model.rep_weight": 0.2,
+                "world_model.unimix": 0.1,
+            }
+        },
+        "paper": {
+            "world_model.latent is categorical": {
+                "world_model.change_bins": 15,
+                "world_model.change_range": 1.0,
+                "world_model.near": (0.3,),
+            }
+        },
+        "wm_rnd": {
+            "curiosity.sharing is shared": {"curiosity.hybrid_weight": 0.1},
+            "projection.gradient is reinforce": {"projection.temperature": 2.0},
+        },
+    }
+    for name, reasons in changed.items():
+        for reason, options in reasons.items():
+            config = replaced(preset(name), options).resolve(two)
+            told = {f"{option}={value} does nothing while {reason}" for option, value in options.items()}
+            assert set(idle(config)) == told
+    alone = {"world_model.teammates": False, "world_model.team_layers": 3, "world_model.team_weight": 0.3}
+    assert [told.partition("=")[0] for told in idle(replaced(small, alone).resolve(two))] == list(alone)[1:]
+    fixed = replaced(preset("wm_rnd"), {"projection.schedule": "constant", "projection.symmetry_end": 0.1})
+    assert idle(fixed) == ["projection.symmetry_end=0.1 does nothing while projection.schedule is constant"]
     assert [idle(one.resolve(two)) for one in PRESETS.values()] == [[]] * len(PRESETS)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
-from helpers import ppo_config, tiny_config, wm_rnd_config
+from helpers import ppo_config, replaced, tiny_config, wm_rnd_config
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -101,17 +101,6 @@ MODEST = {
     "past_kept": 3,
 }
 MODEST |= {"imagination_steps": 5, "classes": 8, "change_bins": 17, "reward_bins": 17, "value_bins": 17, "length": 9}
-
-
-def replaced(config: Config, changes: dict[str, Any]) -> Config:
-    parts: dict[str, Any] = {}
-    for path, value in changes.items():
-        part, _, name = path.rpartition(".")
-        if part:
-            parts[part] = dataclasses.replace(parts.get(part, getattr(config, part)), **{name: value})
-        else:
-            parts[name] = value
-    return dataclasses.replace(config, **parts)
 
 
 def borders(path: str) -> list[Any]:

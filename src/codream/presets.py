@@ -159,21 +159,48 @@ def idle(config: Config) -> list[str]:
     for name, value in _asked_for(config).items():
         if name == "world_model.latent":  # filled in for the environment
             continue
-        for beginning, (off, switch) in _SWITCHES.items():
-            if name.startswith(beginning) and name != switch and off(config):
+        for beginnings, off, switch in _SWITCHES:
+            if name.startswith(beginnings) and name != switch and off(config):
                 told.append(f"{name}={value} does nothing while {switch} is {flat(config)[switch]}")
+                break
     return told
 
 
-_SWITCHES: dict[str, tuple[Callable[[Config], bool], str]] = {
-    "curiosity.": (lambda c: c.curiosity.kind == "none", "curiosity.kind"),
-    "projection.": (lambda c: c.algo == "wm_rnd" and c.projection.coef == 0, "projection.coef"),
-    "world_model": (lambda c: c.algo == "wm_rnd" and c.projection.coef == 0, "projection.coef"),
-    "partners.past_": (lambda c: c.partners.past_share == 0, "partners.past_share"),
-    "replay.decay": (lambda c: c.replay.uniform, "replay.uniform"),
-    "checkpoints_best_episodes": (lambda c: c.checkpoints_best is None, "checkpoints_best"),
-}
-"""How the options of a name begin that do nothing, when, and which other option switches them on."""
+_OF_CODES = tuple(
+    f"world_model.{name}"
+    for name in (
+        "classes",
+        "encoder_layers",
+        "free_nats",
+        "groups",
+        "image_depth",
+        "latent_gradient",
+        "rec_weight",
+        "rep_weight",
+        "unimix",
+    )
+)
+"""Options of the code that a categorical latent is. `change` takes vectors as they are."""
+
+_SWITCHES: tuple[tuple[str | tuple[str, ...], Callable[[Config], bool], str], ...] = (
+    ("curiosity.", lambda c: c.curiosity.kind == "none", "curiosity.kind"),
+    ("curiosity.hybrid_weight", lambda c: c.curiosity.sharing != "hybrid", "curiosity.sharing"),
+    (("projection.", "world_model"), lambda c: c.algo == "wm_rnd" and c.projection.coef == 0, "projection.coef"),
+    ("projection.symmetry_end", lambda c: c.projection.schedule == "constant", "projection.schedule"),
+    ("projection.temperature", lambda c: c.projection.gradient == "reinforce", "projection.gradient"),
+    (_OF_CODES, lambda c: c.world_model.latent == "change", "world_model.latent"),
+    (
+        ("world_model.change_", "world_model.near"),
+        lambda c: c.world_model.latent == "categorical",
+        "world_model.latent",
+    ),
+    ("world_model.team_", lambda c: not c.world_model.teammates, "world_model.teammates"),
+    ("partners.past_", lambda c: c.partners.past_share == 0, "partners.past_share"),
+    ("replay.decay", lambda c: c.replay.uniform, "replay.uniform"),
+    ("checkpoints_best_episodes", lambda c: c.checkpoints_best is None, "checkpoints_best"),
+)
+"""How the options begin that do nothing, when, and which other option switches them on. Of several that do, the first
+is told."""
 
 
 def _asked_for(config: Config) -> dict[str, Any]:
