@@ -202,7 +202,7 @@ def test_acting_on_raw_observations_is_acting_in_the_environment(agents: Agents)
         obs, infos = env.reset(seed=7)
         agents.reset()
         while env.agents:
-            actions = agents.act(obs, infos, greedy=True)
+            actions = agents.act({a: obs[a] for a in env.agents}, infos, greedy=True)
             expected = player.act(here, rng)[0]
             assert actions == dict(zip(agents.spec.agents, expected.tolist(), strict=True))
             obs, _, _, _, infos = env.step(actions)

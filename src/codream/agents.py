@@ -115,7 +115,8 @@ class Agents:
     def act(self, obs: Any, infos: Mapping[Any, Any] | None = None, *, greedy: bool = False) -> dict[Any, int]:
         """Actions for one step of one environment as its own `step` takes them, remembering the episode since `reset`.
 
-        `obs`: what the environment gives, {agent: observation}; agents that are not in it get no action.
+        `obs`: what the environment gives, {agent: observation}; agents that are not in it get no action. PettingZoo's
+        `step` also gives the last observations of agents that have just ended: `{a: obs[a] for a in env.agents}`.
         Action masks are read from the observations, or from `infos` as PettingZoo's `reset` and `step`
         return them.
 

@@ -163,7 +163,11 @@ class HostEnv(Protocol):
 
 @runtime_checkable
 class GraphEnv(Protocol):
-    """One copy of an environment as pure functions; `jax.vmap` them for more."""
+    """One copy of an environment as pure functions; `jax.vmap` them for more.
+
+    The object must not change once it is made: programs that were compiled for it are kept by its identity, and would
+    go on with what it was. For other settings make another one.
+    """
 
     spec: EnvSpec
 
