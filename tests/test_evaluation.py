@@ -1,6 +1,7 @@
 """Cross-play and acting: the right pairings, the right count of episodes, the same actions on raw
 observations."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from helpers import Toy, ppo_config, tiny_config, toy_config
 from mpe2 import simple_tag_v3
 
-from codream import Agents, ConfigError, EnvSpec, Run, RunError, evaluate, load, make_env, scoring, train
+from codream import Agents, ConfigError, EnvSpec, Run, RunError, evaluate, load, make_env, report, scoring, train
 from codream.envs.own import apart
 from codream.evaluation import CrossPlay, EndlessEpisode, Row, _line_ups, _opponents, _row, play
 from codream.trainer import named
@@ -58,6 +59,15 @@ def test_conditions_are_said(result: CrossPlay) -> None:
         assert part in text
     table = result.table()
     assert [str(column.header) for column in table.columns][1:] == ["self", "random", "still", "flee"]
+
+
+def test_a_report_shows_no_evaluation_of_others(result: CrossPlay, host_run: Run) -> None:
+    sides = {"adversary": ["adversary_0"], "agent": ["agent_0"]}
+    for change in ({"run": "runs/other"}, {"steps": 200}, {"environment": "toy"}, {"members": sides}):
+        other = dataclasses.replace(result, **change)
+        (name,) = change
+        with pytest.raises(ConfigError, match=rf"latest checkpoint: {name} .*; got one of {name} .*\. Give evaluate\("):
+            report(host_run, cross_play=other, progress=False)
 
 
 def test_greedy_play_against_another_run_repeats(agents: Agents, host_run: Run) -> None:

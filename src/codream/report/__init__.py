@@ -42,7 +42,8 @@ def report(
 
     Whatever is missing (no metrics yet, a line cut off in writing, no checkpoint yet, episodes without end) is said in
     the report. Raises RunError for a folder that is no run, or whose environment is another now or was an object and
-    is not given; ModuleNotFoundError and UnknownEnvironment where it can no longer be made.
+    is not given; ModuleNotFoundError and UnknownEnvironment where it can no longer be made; ConfigError for a
+    `cross_play` of another run, or of another checkpoint than the latest.
     """
     run = Run.open(run, root)
     config, about = run.config, run.about

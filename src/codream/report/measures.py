@@ -16,6 +16,7 @@ import numpy as np
 
 from codream import retention
 from codream.agents import Agents
+from codream.config import ConfigError
 from codream.envs import EnvSpec
 from codream.envs.actions import action_names
 from codream.envs.references import Random, references_for
@@ -46,9 +47,13 @@ def measure_run(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Play, measure, and keep the result in the run's folder. `cross_play`: an evaluation of the same agents, if there
-    is one already. `episodes`: of every pairing; not given, as many as take about a minute, at most 40."""
+    is one already. `episodes`: of every pairing; not given, as many as take about a minute, at most 40.
+
+    Raises ConfigError for an evaluation of others."""
     began = time.monotonic()
     spec = agents.spec
+    if cross_play is not None:
+        _refuse_of_others(cross_play, run, agents)
     episodes = _affordable(agents) if episodes is None else episodes
     if cross_play is None:
         cross_play = evaluate(agents, episodes=episodes, progress=progress)
@@ -85,6 +90,24 @@ def measure_run(
     found = _finite(found)
     (run.measured).write_text(json.dumps(found) + "\n", encoding="utf-8")
     return found
+
+
+def _refuse_of_others(cross_play: CrossPlay, run: Run, agents: Agents) -> None:
+    """Raise ConfigError where an evaluation is not of these agents: the report would show it as theirs."""
+    sides = {side: [agents.spec.agents[i] for i in members] for side, members in agents.spec.sides.items()}
+    folder = lambda path: Path(path).resolve().name  # noqa: E731
+    for what, theirs, ours in (
+        ("run", folder(cross_play.run), folder(run.path)),
+        ("steps", cross_play.steps, agents.steps),
+        ("environment", cross_play.environment, agents.spec.name),
+        ("members", cross_play.members, sides),
+    ):
+        if theirs != ours:
+            raise ConfigError(
+                f"expected cross_play to be an evaluation of what the report of {run.path} is about, its latest "
+                f"checkpoint: {what} {ours}; got one of {what} {theirs}. Give evaluate({str(run.path)!r}), or none: it "
+                "then plays by itself"
+            )
 
 
 def scenes_of(agents: Agents, played: Recording, chosen: list[tuple[str, int]]) -> list[dict[str, Any]]:
