@@ -26,6 +26,13 @@ def test_presets_survive_json(name: str) -> None:
     assert resolved.resolve(TAG) == resolved
 
 
+def test_keywords_put_into_a_preset_are_in_no_other() -> None:
+    one = preset("small")
+    one.env_kwargs["max_cycles"] = 7
+    assert preset("small").env_kwargs == {}
+    assert preset("small") == PRESETS["small"]
+
+
 def test_every_number_has_a_range() -> None:
     numbers = set()
     for path, part in (

@@ -106,13 +106,13 @@ PRESETS: dict[str, Config] = {
 
 
 def preset(name: str) -> Config:
-    """The preset of that name. Raises ConfigError that lists all, nearest first."""
+    """The preset of that name, with an `env_kwargs` of its own. Raises ConfigError that lists all, nearest first."""
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.3)
         raise ConfigError(
             f"unknown preset {name!r}; presets: {', '.join(near + [p for p in PRESETS if p not in near])}"
         )
-    return PRESETS[name]
+    return dataclasses.replace(PRESETS[name])  # which copies env_kwargs, see Config
 
 
 # What one learner reads and the other does not: options, and whole groups of them. (Not `world_model.heads`, of which
