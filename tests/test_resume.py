@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Toy, arrays, assert_same, copy_until, timeless, tiny_config, toy_config
+from helpers import Toy, arrays, assert_same, copy_until, replaced, timeless, tiny_config, toy_config
 
-from codream import EnvironmentFailure, Run, RunError, TrainingDiverged, loop, make_env, train
+from codream import EnvironmentFailure, Run, RunError, TrainingDiverged, loop, make_env, preset, train
 from codream.envs import EnvSpec
 from codream.metrics import Sums
 from codream.retention import saved
+from codream.trainer import _jump
 from codream.training import HostDriver, driver_for
 
 _SPEC = EnvSpec("mpe2:simple_tag_v3", ("a", "b"), ((1,), (1,)), (2, 2))
@@ -229,6 +230,17 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert f"go on with\n  codream train --resume {run.path}" in capsys.readouterr().out
     train(resume=run, progress=False)
     assert_same(arrays(run), arrays(host_run))
+
+
+def test_a_longer_schedule_is_told_where_it_jumps() -> None:
+    short = replaced(preset("wm_rnd"), {"total_steps": 1_000, "projection.symmetry_end": 0.0})
+    long = dataclasses.replace(short, total_steps=2_000)
+    told = _jump(short, long, 500) or ""
+    assert "instead of 1,000 the symmetry ratio jumps from 0.500 to 0.750 at step 500" in told
+    assert _jump(short, short, 500) is None
+    fixed = replaced(short, {"projection.schedule": "constant"})
+    assert _jump(fixed, dataclasses.replace(fixed, total_steps=2_000), 500) is None
+    assert _jump(preset("small"), dataclasses.replace(preset("small"), total_steps=2_000), 500) is None
 
 
 def test_a_run_folder_is_never_overwritten(host_run: Run, runs: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from codream import checkpoint as checkpoints
 from codream import retention
@@ -27,6 +28,7 @@ from codream.loop import Loop
 from codream.memory import cuda_gives
 from codream.presets import idle, preset, refuse_unread
 from codream.progress import Bar, to_stderr
+from codream.projection import symmetry_ratio
 from codream.reading import changes
 from codream.recording import Record, Tally
 from codream.report import report
@@ -384,7 +386,23 @@ def _found(run: Run, spec: EnvSpec, request: _Request) -> Checkpoint | None:
             f"{found.steps}); to go on, give a larger one: "
             f"{run.to_resume(total_steps=2 * found.steps)}"
         )
+    if told := _jump(found.config, config, found.steps):
+        to_stderr(f"{run.path}: {told}")
     return found
+
+
+def _jump(saved: Config, given: Config, steps: int) -> str | None:
+    """What is to be told where the symmetry ratio does not go on from where it was: its schedule is over all steps."""
+    if given.algo != "wm_rnd" or given.projection.coef == 0:
+        return None
+    before, after = (float(symmetry_ratio(jnp.asarray(steps), config)) for config in (saved, given))
+    if abs(before - after) < 1e-6:
+        return None
+    return (
+        f"projection.schedule={given.projection.schedule} is over total_steps, so with {given.total_steps:,} of them "
+        f"instead of {saved.total_steps:,} the symmetry ratio jumps from {before:.3f} to {after:.3f} at step "
+        f"{steps:,}; for one without a jump train anew"
+    )
 
 
 def _refuse_changes(run: Run, saved: Config, given: Config) -> None:
