@@ -36,7 +36,7 @@ from codream.memory import cuda_gives
 from codream.presets import PRESETS, preset
 from codream.reading import flat
 from codream.report import compare, report, watch
-from codream.runs import Run, RunError
+from codream.runs import Run, RunError, replace_text
 from codream.sweeps import SweepFailed
 from codream.sweeps.command import SweepCommand, run_sweep
 from codream.trainer import train, train_seeds
@@ -167,7 +167,7 @@ def _evaluate(command: Evaluate) -> None:
     Console().print(result.table())
     if command.json is not None:
         command.json.parent.mkdir(parents=True, exist_ok=True)
-        command.json.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+        replace_text(command.json, json.dumps(result.to_json(), indent=2) + "\n")
         print(f"Written to {command.json}")
 
 

@@ -293,7 +293,13 @@ def default_name(config: Config) -> str:
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write a file as a whole: whoever reads it, or finds it after a crash, has the old or the new one."""
+    """Write a file as a whole: whoever reads it, or finds it after a crash, has the old or the new one.
+
+    A link or what is no file, such as /dev/stdout, is written through and stays what it is.
+    """
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        file.write_text(text, encoding="utf-8")
+        return
     writing = file.with_name(f".{file.name}.writing")
     with writing.open("w", encoding="utf-8") as opened:
         opened.write(text)

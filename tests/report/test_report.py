@@ -1,6 +1,7 @@
 """A report holds what was promised, is one file, and makes the best of whatever state a run is in."""
 
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -17,6 +18,7 @@ from codream.envs.actions import action_names
 from codream.report.animation import scene_of
 from codream.report.charts import _numbers, agent_styles, palette
 from codream.report.panels import training_panels
+from codream.runs import replace_text
 
 TITLES = (
     "Episode returns",
@@ -85,6 +87,32 @@ def test_a_run_that_was_measured(tmp_path: Path) -> None:
     ):
         assert said in text, said
     assert 'id="scenes"' in text
+
+
+def test_a_report_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_folder(tmp_path / "run")
+    before = codream.report(run, quick=True).read_bytes()
+
+    def full(file: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("codream.runs.os.fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        codream.report(run, quick=True)
+    assert (run.path / "report.html").read_bytes() == before
+
+
+def test_what_is_a_link_or_no_file_is_written_through(tmp_path: Path) -> None:
+    """As /dev/stdout is, which must not become a file."""
+    file, link, pipe = tmp_path / "file", tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(file)
+    replace_text(link, "a result")
+    assert (link.is_symlink(), file.read_text()) == (True, "a result")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    replace_text(pipe, "another")
+    assert (os.read(reader, 99), pipe.is_fifo()) == (b"another", True)
+    os.close(reader)
 
 
 def test_the_panels_in_the_specs_order() -> None:

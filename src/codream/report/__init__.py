@@ -18,7 +18,7 @@ from codream.report.measures import measure_run, saved_measures
 from codream.report.panels import training_panels
 from codream.report.sections import standing_markdown
 from codream.report.watching import watch
-from codream.runs import Run
+from codream.runs import Run, replace_text
 
 __all__ = ["Dreamed", "Episode", "compare", "dream", "report", "watch"]
 
@@ -66,5 +66,5 @@ def report(
     panels = training_panels(metrics, names, sides, actions, config.algo)
     text = run_page(run.path.name, config, about, metrics, panels, measured, sides, warnings + unplayed)
     path = run.path / "report.html"
-    path.write_text(text, encoding="utf-8")
+    replace_text(path, text)
     return path

@@ -21,7 +21,7 @@ from codream.report.entries import SHARES, Entry, entry_of, measured, methods, r
 from codream.report.html import page
 from codream.report.lines import sides_of
 from codream.report.panels import moving_average
-from codream.runs import Run, RunError
+from codream.runs import Run, RunError, replace_text
 from codream.statistics import SAID, Summary, source, summarised
 
 __all__ = ["compare"]
@@ -78,10 +78,8 @@ def compare(
     title = f"{len(entries)} runs compared"
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        page(title, "What differs is the method; the band is what differs between seeds.", sections, {}),
-        encoding="utf-8",
-    )
+    about = "What differs is the method; the band is what differs between seeds."
+    replace_text(path, page(title, about, sections, {}))
     return path
 
 

@@ -25,7 +25,7 @@ from codream.model_quality import Recording, measure
 from codream.progress import Bar
 from codream.report.animation import scene_of
 from codream.report.dreams import MOST_STEPS, dreams_of, recorded, typical_episodes
-from codream.runs import Run
+from codream.runs import Run, replace_text
 
 __all__ = ["FORMAT", "latest_measures", "measure_run", "saved_measures", "scenes_of"]
 
@@ -88,7 +88,7 @@ def measure_run(
         "most_steps": MOST_STEPS,
     }
     found = _finite(found)
-    (run.measured).write_text(json.dumps(found) + "\n", encoding="utf-8")
+    replace_text(run.measured, json.dumps(found) + "\n")
     return found
 
 
