@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from inspect import unwrap
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from codream import Config, ConfigError, EnvSpec, preset
 from codream.config import AgentConfig, ReplayConfig, WorldModelConfig
 from codream.presets import PRESETS, idle
 from codream.ranges import RANGES
+from codream.trainer import named
 
 TAG = EnvSpec("tag", ("a_0", "a_1", "a_2", "b_0"), ((16,), (16,), (16,), (14,)), (5, 5, 5, 5))
 IMAGES = EnvSpec("pong", ("left", "right"), ((64, 64, 3),) * 2, (3, 3))
@@ -67,6 +69,26 @@ def test_a_value_out_of_range_says_the_range(path: str) -> None:
 def test_a_list_is_in_range_number_by_number() -> None:
     with pytest.raises(ConfigError, match=r"world_model\.near must be 1e-06 or more, got 0"):
         build("world_model", WorldModelConfig(), "near", (0.1, 0.0))
+    given = object.__new__(WorldModelConfig)  # of which no types are checked, as outside of tests
+    vars(given).update(dataclasses.asdict(WorldModelConfig()), near=[0.05, 0.1])
+    given.__post_init__()
+    assert given == WorldModelConfig(near=(0.05, 0.1))
+
+
+def test_a_preset_may_be_given_by_its_name() -> None:
+    assert named("small", "coin_game") == (dataclasses.replace(preset("small"), env="coin_game"), None)
+    with pytest.raises(ConfigError, match="unknown preset 'smal'"):
+        named("smal", None)
+    unchecked = unwrap(named)  # as outside of tests
+    with pytest.raises(ConfigError, match=r"expected a codream\.Config or the name of a preset as config, got dict"):
+        unchecked({"total_steps": 7}, None)
+
+
+def test_agents_have_names_of_their_own_and_something_to_do() -> None:
+    with pytest.raises(ValueError, match="agents of different names, got a_0 more than once"):
+        EnvSpec("two", ("a_0", "a_0"), ((2,),) * 2, (2, 2))
+    with pytest.raises(ValueError, match=r"at least one action for each agent, got \{'a_0': 2, 'b_0': 0\}"):
+        EnvSpec("two", ("a_0", "b_0"), ((2,),) * 2, (2, 0))
 
 
 def build(part: str, owner: Any, name: str, value: Any) -> Config:

@@ -81,6 +81,10 @@ class WorldModelConfig:
     free_nats: float = 1.0
     """Dynamics and representation losses of a categorical latent below this count as this."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.near, list):  # as programs are kept by their configuration, it holds nothing that changes
+            object.__setattr__(self, "near", tuple(self.near))
+
 
 @dataclasses.dataclass(frozen=True)
 class AgentConfig:

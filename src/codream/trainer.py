@@ -56,7 +56,7 @@ CHANGEABLE = (
 
 
 def train(
-    config: Config | None = None,
+    config: Config | str | None = None,
     *,
     env: Any = None,
     name: str | None = None,
@@ -69,12 +69,12 @@ def train(
 ) -> Run:
     """Train in a new folder `root/name`, or go on with the run `resume`. Returns the run.
 
-    `config`: preset `small` if not given; when resuming, the run's own, and only the options in `CHANGEABLE`
-    may differ from it. `env`: an environment as an object (see `make_env`), or another name, instead of the one that
-    `config.env` names. `name`: made from environment, preset and seed if not given. `checkpoint`: resume
-    from the checkpoint at this step instead of the latest; later ones are set aside. `wandb`: `offline` or
-    `online` also logs to Weights & Biases. `peek`: now and then, in at most 3 % of the time, play a little and
-    show the cross-play so far and an episode beside its dream in TensorBoard; what is learned is the same. At the
+    `config`: a configuration or a preset's name, `small` if not given; when resuming, the run's own, and only the
+    options in `CHANGEABLE` may differ from it. `env`: an environment as an object (see `make_env`), or another name,
+    instead of the one that `config.env` names. `name`: made from environment, preset and seed if not given.
+    `checkpoint`: resume from the checkpoint at this step instead of the latest; later ones are set aside. `wandb`:
+    `offline` or `online` also logs to Weights & Biases. `peek`: now and then, in at most 3 % of the time, play a little
+    and show the cross-play so far and an episode beside its dream in TensorBoard; what is learned is the same. At the
     end the run's report is drawn, of what training logged; `codream.report(run)` adds what only playing can show.
 
     Training ends when `config.total_steps` environment steps (over all copies) are done and every copy of a
@@ -103,7 +103,7 @@ def train(
 
 
 def train_seeds(
-    config: Config | None = None,
+    config: Config | str | None = None,
     *,
     seeds: int,
     env: Any = None,
@@ -150,8 +150,16 @@ def train_seeds(
     return sorted([*done, *runs], key=lambda run: run.config.seed)
 
 
-def named(config: Config, env: Any) -> tuple[Config, Any]:
-    """A name that is given as the environment stands in the configuration like any other."""
+def named(config: Config | str, env: Any) -> tuple[Config, Any]:
+    """The configuration, which may be given as a preset's name, and the environment: one that is given as a name stands
+    in the configuration like any other. Raises ConfigError for what is no configuration."""
+    if isinstance(config, str):
+        config = preset(config)
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"expected a codream.Config or the name of a preset as config, got {type(config).__name__}; make one with "
+            "codream.preset(name) and dataclasses.replace"
+        )
     return (dataclasses.replace(config, env=env), None) if isinstance(env, str) else (config, env)
 
 

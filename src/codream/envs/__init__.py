@@ -55,6 +55,11 @@ class EnvSpec:
                 f"{self.name}: expected one observation shape and one action count for each of the agents "
                 f"{self.agents}, got {self.obs_shapes} and {self.num_actions}"
             )
+        if twice := sorted({agent for agent in self.agents if self.agents.count(agent) > 1}):
+            raise ValueError(f"{self.name}: expected agents of different names, got {', '.join(twice)} more than once")
+        if min(self.num_actions) < 1:
+            counts = dict(zip(self.agents, self.num_actions, strict=True))
+            raise ValueError(f"{self.name}: expected at least one action for each agent, got {counts}")
         ranks = {len(shape) for shape in self.obs_shapes}
         if ranks not in ({1}, {3}) or (ranks == {3} and len(set(self.obs_shapes)) > 1):
             raise ValueError(

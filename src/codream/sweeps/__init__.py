@@ -52,7 +52,7 @@ class Sweep:
 
 
 def sweep(
-    config: Config | None = None,
+    config: Config | str | None = None,
     *,
     env: Any = None,
     name: str | None = None,
