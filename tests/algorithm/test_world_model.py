@@ -8,7 +8,7 @@ import optax
 import pytest
 from tiny import IMAGES, SPEC, batch_of, tiny
 
-from codream.latents import value_bins
+from codream.latents import two_hot_loss, two_hot_mean, value_bins
 from codream.world_model import WorldModel, world_model_loss
 
 KEY = jax.random.key(0)
@@ -34,6 +34,12 @@ def change():
 @pytest.fixture(scope="module")
 def categorical():
     return awake(build("categorical", free_nats=0.0))
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    """Its outcome heads see the latent that a step leads to."""
+    return awake(build("change", outcome_sees_next=True))
 
 
 def keys_of(batch, key):
@@ -220,6 +226,48 @@ def test_the_previous_episode_changes_no_hidden_state_bit_for_bit(change):
     for here, there in zip(hidden(change, BATCH), hidden(change, other), strict=True):
         assert (here[5:] == there[5:]).all()
         assert not (here[:5] == there[:5]).all()
+
+
+# ------------------------------------------------------------------------------------------ which row leads where
+
+
+def only_row_2():
+    """The first sequence's third step alone acts, and it is terminal."""
+    alone = (jnp.zeros_like(BATCH.acting).at[0, 2].set(True), BATCH.terminal.at[0, 2].set(True))
+    return eqx.tree_at(lambda b: (b.acting, b.terminal), BATCH, alone)
+
+
+@eqx.filter_jit
+def by_the_single_step(model):
+    """What row 2 costs by itself; and the outcome that an imagined step from there has, and should have."""
+    one = jax.tree.map(lambda x: x[0], BATCH)
+    keys = jax.random.split(keys_of(BATCH, KEY)[0], 8)
+    (z, _), (z_next, posterior) = (model.representation.posterior(one.obs[row], keys[row]) for row in (2, 3))
+    sample, *imagined, hidden = model.imagine(z, one.action[2, 0], one.focal, model.empty(4), KEY)
+    h, code = hidden.h, model.representation
+    reward, cont = model.outcome(h, z_next)
+    losses = code.transition_loss(code.prior(h, z), z, z_next, posterior, model.obs_valid(one.focal))
+    losses |= {
+        "reward": two_hot_loss(reward, one.reward[2], model.reward_bins),
+        "continue": optax.sigmoid_binary_cross_entropy(cont, 0.0),
+    }
+    reward, cont = model.outcome(h, sample)
+    return losses, imagined, [two_hot_mean(reward, model.reward_bins), jax.nn.sigmoid(cont)]
+
+
+@pytest.mark.parametrize("latent", ["outcome", "categorical"])
+def test_a_step_is_held_to_the_row_that_it_leads_to(latent, request):
+    """Reward and end of row 2 follow from the h after it and, by option, from the latent of row 3, which is what the
+    dynamics are to predict."""
+    model = request.getfixturevalue(latent)
+    _, parts = loss_of(model, only_row_2(), KEY)
+    for name, loss in by_the_single_step(model)[0].items():
+        np.testing.assert_allclose(parts[name], loss, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_an_imagined_outcome_is_that_of_what_the_step_leads_to(outcome):
+    _, imagined, expected = by_the_single_step(outcome)
+    np.testing.assert_allclose(imagined, expected, rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------ stop-gradients
