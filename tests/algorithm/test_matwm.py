@@ -9,7 +9,12 @@ from probe_envs import Mixed
 from tiny import batch_of, tiny
 
 from codream import matwm
+from codream.config import CuriosityConfig
+from codream.curiosity import init_curiosity
 from codream.envs import TimeStep
+from codream.imagination import Dream
+from codream.latents import symlog
+from codream.linear import tree_of
 from codream.players import draw_players, snapshot
 from codream.training import GraphDriver
 
@@ -262,6 +267,44 @@ def test_the_world_models_loss_moves_no_policy(game):
     assert same(state.agents, game.state.agents)
     assert not same(state.world_model, game.state.world_model)
     assert {"loss", "rec", "reward", "continue", "dyn", "rep", "mask", "team", "grad_norm"} <= set(metrics)
+
+
+def test_imagination_starts_from_steps_at_which_its_agent_acts(game, monkeypatch):
+    """The last row of a context is the step from which it is imagined."""
+    agents = dataclasses.replace(game.config.agents, starts=32)
+    config = dataclasses.replace(game.config, agents=agents)
+    rest = dict.fromkeys(("features", "mask", "action", "reward", "cont"))
+    monkeypatch.setattr(matwm, "dream", lambda model, policy, context, *_: tree_of(Dream, latent=context, **rest))
+    context = eqx.filter_jit(lambda state: matwm.imagine_for_agents(state, KEY, config).latent)(game.state)
+    assert context.first.shape == (3, 32, 8)
+    acting = np.asarray(context.acting)
+    for agent in range(3):
+        assert acting[agent, :, -1, agent].all()
+        assert not acting[agent, :, -2, agent].all()
+
+
+def test_curiosity_pays_in_imagination_for_what_a_step_leads_to(game, monkeypatch):
+    """To it what is seen is the newer the larger it is: 0 at first, then 1, 2, 3. What agents learn from has this on
+    top of the game's reward."""
+    config = dataclasses.replace(game.config, curiosity=CuriosityConfig(kind="rnd", coef=2.0))
+    rewards, latent = jnp.full((3, 4, 3), 10.0), jnp.broadcast_to(symlog(jnp.arange(4.0))[:, None], (3, 4, 4, 4))
+    imagined = Dream(latent, latent, jnp.ones((3, 4, 3, 4), bool), jnp.zeros((3, 4, 3), int), rewards, rewards)
+    monkeypatch.setattr(matwm, "errors", lambda curiosity, obs, config: obs[..., 0])
+    monkeypatch.setattr(matwm, "imagine_for_agents", lambda *_: imagined)
+    monkeypatch.setattr(matwm, "improve", lambda agents, given, *_: (agents, {"learned": given.reward}))
+
+    @eqx.filter_jit
+    def trained(state):
+        curiosity = init_curiosity(SPEC, config.curiosity, KEY)
+        state = eqx.tree_at(lambda s: s.curiosity, state, curiosity, is_leaf=lambda x: x is None)
+        after, metrics = matwm.train_agents(state, KEY, config)
+        assert after.curiosity is not None
+        return metrics, after.curiosity.returns.scale
+
+    metrics, scale = trained(game.state)
+    bonus = np.arange(1.0, 4) / np.asarray(scale)[:, None]
+    np.testing.assert_allclose(metrics["learned"], np.broadcast_to(10 + 2 * bonus[:, None], (3, 4, 3)), rtol=1e-5)
+    np.testing.assert_allclose(metrics["intrinsic_reward"], bonus.mean(axis=1), rtol=1e-5)
 
 
 def test_one_exploding_agent_leaves_the_others_alone(game, after):

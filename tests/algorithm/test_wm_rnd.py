@@ -19,7 +19,7 @@ from codream.algorithms import algorithm
 from codream.config import Config, ConfigError
 from codream.envs import EnvSpec
 from codream.evaluation import evaluate
-from codream.markov_model import MarkovModel, latent_rank, markov_loss, own_first, transitions
+from codream.markov_model import MarkovModel, Transition, latent_rank, markov_loss, own_first, transitions
 from codream.ppo import Batch, Learner, gae, observed, ppo_loss
 from codream.presets import PRESETS, preset
 from codream.projection import (
@@ -61,6 +61,12 @@ def full_state(env, config, seed=0):
 
 def leaves(tree):
     return jax.tree.leaves(eqx.filter(tree, eqx.is_array))
+
+
+def each_of(learners):
+    """One agent's after the other."""
+    for i in range(len(learners.actor.out.bias)):
+        yield jax.tree.map(lambda x, i=i: x[i] if eqx.is_array(x) else x, learners)
 
 
 def same(one, other):
@@ -137,17 +143,65 @@ def test_steps_without_an_action_do_not_count():
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_the_rollout_is_judged_by_the_policies_that_acted():
-    """Log-probabilities are those of the masked policy, and rows in which nobody acts have no advantage."""
+@pytest.fixture(scope="module")
+def judgement():
+    """A state, the batch that its rollout is made to, and what its curiosity pays, to which what is seen is the newer
+    the larger it is. Policies are sure of themselves, and agents have different scales."""
     env = Mixed()
-    config = unresolved({"coef": 0.0}).resolve(env.spec)
+    config = unresolved({"coef": 0.0}, {"kind": "rnd", "coef": 2.0}).resolve(env.spec)
     state = full_state(env, config)
-    _, batch, _ = eqx.filter_jit(wm_rnd._judged)(state, config)
+    state = eqx.tree_at(
+        lambda s: (s.learners.actor.out.weight, s.returns.variance),
+        state,
+        (100 * state.learners.actor.out.weight, jnp.array([4.0, 9.0, 0.25])),
+    )
+
+    @eqx.filter_jit
+    def both(state):
+        after, intrinsic = wm_rnd._intrinsic(state, config)
+        assert after.curiosity is not None
+        return wm_rnd._judged(state, config)[1], intrinsic * after.curiosity.returns.scale, intrinsic
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wm_rnd, "errors", lambda curiosity, obs, config: jnp.sum(obs, axis=-1))
+        return state, config, *both(state)
+
+
+def test_the_rollout_is_judged_by_the_policies_that_acted(judgement):
+    """Log-probabilities are those of the masked policy, and rows in which nobody acts have no advantage."""
+    state, _, batch, *_ = judgement
     assert not np.asarray(batch.acting).all()
     assert (np.asarray(batch.advantage)[~np.asarray(batch.acting)] == 0).all()
     chosen = np.take_along_axis(np.asarray(batch.mask), np.asarray(batch.action)[..., None], axis=-1)[..., 0]
     assert chosen[np.asarray(batch.acting)].all()
-    assert (np.asarray(batch.log_prob)[np.asarray(batch.acting)] > -3).all()
+    np.testing.assert_allclose(batch.x, observed(state.spec, state.rollout.obs).reshape(batch.x.shape), rtol=1e-6)
+    for i, learner in enumerate(each_of(state.learners)):
+        log_probs = jax.vmap(learner.log_probs)(batch.x[:, i], batch.mask[:, i])
+        own = np.take_along_axis(np.asarray(log_probs), np.asarray(batch.action)[:, i, None], axis=-1)[:, 0]
+        np.testing.assert_allclose(batch.log_prob[:, i], own, rtol=1e-5)
+
+
+def test_steps_are_judged_by_their_own_reward_and_by_what_the_critic_says_of_where_they_lead(judgement):
+    """By hand for every copy and agent: rewards in units of the agent's returns, and what curiosity adds to them."""
+    state, config, batch, _, intrinsic = judgement
+    rollout, rows = state.rollout, state.rollout.rows
+    x, gamma, lam = observed(state.spec, rollout.every_obs), config.ppo.gamma, config.ppo.lam
+    for i, (learner, scale) in enumerate(zip(each_of(state.learners), (2.0, 3.0, 0.5), strict=True)):
+        values = np.asarray(jax.vmap(jax.vmap(learner.value))(x[:, :, i]))
+        reward = np.asarray(rollout.reward[..., i] / scale + 2.0 * intrinsic[..., i])
+        goes_on, acting = 1.0 - np.asarray(rollout.terminal[..., i]), np.asarray(rollout.acting[..., i])
+        advantage = np.zeros((rows + 1, config.num_envs))
+        for t in reversed(range(rows)):
+            delta = reward[t] + gamma * goes_on[t] * values[t + 1] - values[t]
+            advantage[t] = np.where(acting[t], delta + gamma * lam * goes_on[t] * advantage[t + 1], 0.0)
+        np.testing.assert_allclose(batch.advantage[:, i], advantage[:-1].ravel(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(batch.target[:, i], (advantage + values)[:-1].ravel(), rtol=1e-4, atol=1e-5)
+
+
+def test_curiosity_pays_for_what_a_step_leads_to(judgement):
+    state, _, _, errors, _ = judgement
+    led_to = np.asarray(state.rollout.every_obs)[1:].sum(axis=-1)
+    np.testing.assert_allclose(errors, np.where(state.rollout.acting, led_to, 0.0), rtol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------ self-projection
@@ -350,6 +404,97 @@ def test_an_episodes_last_observation_is_reconstructed_too(monkeypatch):
     model = eqx.filter_jit(MarkovModel)(TWO, config, jax.random.key(0))
     parts = markov_loss(model, batch, jax.random.key(0), config)[1]
     np.testing.assert_allclose((parts["rec"], parts["dyn"]), ((0 + 1 + 2 + 3 + 4) / 5, (0 + 1 + 2) / 3))
+
+
+def nets_of(spec, config):
+    """A world model in which rewards differ, and a policy."""
+    model = MarkovModel(spec, config, jax.random.key(0))
+    weights = jax.random.normal(jax.random.key(9), model.reward.out.weight.shape)
+    model = eqx.tree_at(lambda m: m.reward.out.weight, model, weights)
+    return model, Learner(spec, config.ppo, jax.random.key(1), projects=True)
+
+
+def test_in_the_place_of_another_my_own_view_is_what_counts():
+    """I am the second of two, and masks leave each one action: one step by hand, from my own view."""
+    config = unresolved({"imagination_steps": 1}).resolve(TWO)
+    obs, mask, me = jax.random.normal(jax.random.key(2), (2, 1)), jnp.eye(2, dtype=bool), jnp.asarray(1)
+
+    @eqx.filter_jit
+    def both_ways(model, learner):
+        got = project(learner, model, obs, mask, me, jnp.zeros(()), jax.random.key(3), config)
+        start_key, key = jax.random.split(jax.random.key(3))
+        _, model_key = jax.random.split(jax.random.split(key, 1)[0])
+        z, _ = model.representation.posterior(obs[1], jax.random.split(start_key)[1])
+        h = model.step(z, jnp.eye(2)[jnp.array([1, 0])], me)  # mine first
+        there = model.decoded(model.next(h, z, jax.random.split(model_key)[1]), me)
+        return got, model.reward(h)[:1], jnp.stack([observed(TWO, obs[1]), there])
+
+    got, reward, x = both_ways(*nets_of(TWO, config))
+    np.testing.assert_array_equal(got.action, [[0, 1]])
+    np.testing.assert_allclose(got.reward, reward, rtol=1e-5)
+    np.testing.assert_allclose(got.x, x, rtol=1e-5)
+
+
+def test_what_partners_are_predicted_to_do_stands_in_their_places():
+    spec, me = Mixed().spec, jnp.asarray(1)
+    config = unresolved({"actions": "predicted"}).resolve(spec)
+    mask, z = jnp.asarray(spec.action_valid)[1:2], jax.nn.one_hot(jnp.array([1, 2]), 4).reshape(1, 8)
+
+    @eqx.filter_jit
+    def told(model, learner):
+        x = jnp.ones((1, *spec.obs_shape))
+        actions = _actions(model, learner, z, x, mask, me[None], me, config, jax.random.key(4))
+        return actions[0], jnp.exp(model.others(z[0], me))
+
+    actions, predicted = map(np.asarray, told(*nets_of(spec, config)))
+    np.testing.assert_allclose(actions[[0, 2]], predicted, rtol=1e-5)
+    np.testing.assert_allclose(np.sort(actions[1]), [0, 0, 0, 1], atol=1e-6)
+
+
+def test_imagined_rewards_are_in_units_of_the_agents_own_returns(played):
+    _, config, state = played
+    scales = (jnp.asarray(4.0), jnp.array([16.0, 64.0]))  # squared
+    state = eqx.tree_at(lambda s: (s.rewards.variance, s.returns.variance), state, scales)
+    starts = wm_rnd.Starts(jnp.zeros((1, 2, 1)), jnp.ones((1, 2, 2), bool), jnp.ones(1, bool))
+    me, second = jnp.asarray(1), list(each_of(state.learners))[1]
+    scale = eqx.filter_jit(lambda state: wm_rnd._project(second, starts, me, state, config, jax.random.key(0))[1])
+    np.testing.assert_allclose(scale(state), 2 / 8, rtol=1e-5)
+
+
+def test_a_transition_is_what_each_agent_saw_before_and_after_its_step():
+    """The second of two copies in the last of three steps, then the first in the first: every number says what it is
+    of."""
+    spec = EnvSpec("numbered", ("a", "b", "c"), ((2,),) * 3, (2,) * 3)
+    code = np.arange(24.0, dtype=np.float32).reshape(4, 2, 3)
+    obs, done = np.stack([code, -code], axis=-1), code[:3].astype(np.int32)
+    x = jnp.asarray
+    rollout = Rollout(x(obs[:3]), None, x(done % 2), x(code[:3]), x(done % 3 == 0), x(done % 5 > 0), x(obs[3]), x(3))
+    got = eqx.filter_jit(transitions)(rollout, jnp.array([5, 0]), jnp.asarray(10.0), spec)
+    for k, (step, copy, agent) in enumerate([(2, 1, 0), (2, 1, 1), (2, 1, 2), (0, 0, 0), (0, 0, 1), (0, 0, 2)]):
+        one = jax.tree.map(lambda field, k=k: np.asarray(field)[k], got)
+        assert one.focal == agent
+        np.testing.assert_array_equal(one.obs, obs[step, copy, agent])
+        np.testing.assert_array_equal(one.obs_next, obs[step + 1, copy, agent])
+        assert one.terminal == (done % 3 == 0)[step, copy, agent]
+        np.testing.assert_array_equal(one.action, (done % 2)[step, copy])
+        np.testing.assert_array_equal(one.acting, (done % 5 > 0)[step, copy])
+        np.testing.assert_allclose(one.reward, code[step, copy] / 10)
+
+
+def test_rewards_are_predicted_in_the_order_in_which_an_agent_numbers_all():
+    """Itself first: a model which says 1, 2, 3 is right of agents that earn that only for the first of them."""
+    spec, three = Mixed().spec, jnp.array([1.0, 2.0, 3.0])
+    config = unresolved().resolve(spec)
+    model = eqx.tree_at(lambda m: m.reward.out.bias, MarkovModel(spec, config, jax.random.key(0)), three)
+    seen, never, always = jnp.zeros((1, 4)), jnp.zeros((1, 4), bool), jnp.ones((1, 3), bool)
+
+    @eqx.filter_jit
+    def loss(model, me):
+        one = Transition(seen, never, always.astype(int), always, three[None], never[:, 0], seen, me[None])
+        return markov_loss(model, one, jax.random.key(0), config)[1]["reward"]
+
+    losses = [float(loss(model, jnp.asarray(me))) for me in range(3)]
+    np.testing.assert_allclose(losses, [0, 1 + 1, 4 + 1 + 1], atol=1e-5)
 
 
 def test_views_are_numbered_from_oneself():
