@@ -12,6 +12,8 @@ from tiny import SPEC, batch_of, tiny
 from codream import matwm
 from codream.actor_critic import improve, masked_log_probs
 from codream.imagination import dream, from_context
+from codream.latents import change_bins, symlog
+from codream.model_quality import _one_step, _open_loop
 from codream.replay import sequences
 from codream.world_model import Hidden, WorldModel
 
@@ -204,6 +206,35 @@ def test_a_dream_equals_a_python_loop_of_its_steps(model, contexts):
             mask = exists[agent]
         s, _ = features(sure, z, context.focal, hidden)
         np.testing.assert_allclose(got.features[agent, begin, HORIZON], s, **CLOSE)
+
+
+def squared(difference, focal):
+    """Over what is no padding, for each row."""
+    return np.sum(np.where(Mixed().spec.obs_valid[focal], difference, 0.0) ** 2, axis=-1)
+
+
+def test_a_prediction_is_compared_with_what_the_step_led_to(model, contexts):
+    """Of a model that is sure how everything moves: it is wrong by how that differs from what came."""
+    names, sure = ("reconstruction", "one_step", "one_step_sampled", "still"), certain(model)
+    errors = eqx.filter_jit(lambda one: [_one_step(sure, one, KEY)[name] for name in names])
+    for focal in (0, 2):
+        one = jax.tree.map(lambda x, i=focal: x[i, 0], contexts)
+        z = np.asarray(symlog(one.obs))
+        predicted = squared(z[:-1] + change_bins(11, 3.0)[2:6] - z[1:], focal)
+        expected = [np.zeros(7), predicted, predicted, squared(z[:-1] - z[1:], focal)]
+        np.testing.assert_allclose(errors(one), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_open_loop_takes_the_real_actions_from_where_its_context_ends(model, contexts, monkeypatch):
+    """Of a model in which every entry moves by the number of the action."""
+    monkeypatch.setattr(WorldModel, "imagine", lambda self, z, action, focal, hidden, key: (z + action, 0, 0, hidden))
+    one = jax.tree.map(lambda x: x[2, 1], contexts)
+    error, still = eqx.filter_jit(lambda one: _open_loop(model, one, 4, 2, 3, KEY))(one)
+    z, action = np.asarray(symlog(one.obs)), np.asarray(one.action)[:, 2]
+    assert len(set(action[2:6])) > 1
+    moved = np.cumsum(action[2:6])[:, None]
+    np.testing.assert_allclose(error, squared(z[2] + moved - z[3:7], 2), rtol=1e-4)
+    np.testing.assert_allclose(still, squared(z[2] - z[3:7], 2), rtol=1e-4)
 
 
 def test_the_actor_sees_latent_hidden_state_and_teammates(model, contexts):

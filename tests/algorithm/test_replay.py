@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from probe_envs import Mixed
 
 from codream.envs import EnvSpec, TimeStep
+from codream.model_quality import sequences_of
 from codream.replay import Replay, sample_recent, sample_starts, sequences
 
 SPEC = EnvSpec("numbered", ("a", "b"), ((2,), (1,)), (9, 9))
@@ -70,6 +71,25 @@ def test_every_field_of_a_row_is_of_the_same_step(filled):
     np.testing.assert_array_equal(got.first[0], [True, False, False, True, False, False])
     np.testing.assert_array_equal(jax.vmap(lambda s: s.segment)(got)[0], [1, 1, 1, 2, 2, 2])
     assert got.focal[0] == 1
+
+
+def test_a_recording_is_read_as_a_ring_of_its_steps_is():
+    """Of the first episode, which ends with the observation of step 3; what comes after it does not count."""
+    steps = [step_number(t, first=t in (0, 4), last=t == 3, acting=t != 3) for t in range(ROWS)]
+    steps = [eqx.tree_at(lambda s: s.terminal, s, jnp.full((COPIES, 2), t == 3)) for t, s in enumerate(steps)]
+    actions = [np.full((COPIES, 2), t) + np.arange(2) for t in range(ROWS - 1)]
+    replay, add = Replay.empty(SPEC, ROWS, COPIES), eqx.filter_jit(Replay.add)
+    for action, here, there in zip(actions, steps[:-1], steps[1:], strict=True):
+        replay = add(replay, here, jnp.asarray(action), there)
+    ring = windows(replay, [ROWS - 2] * 6, [0, 0, 1, 1, 2, 2], [0, 1] * 3, ROWS - 1)
+    got = sequences_of([jax.tree.map(np.asarray, step) for step in steps], actions, 2)
+    np.testing.assert_array_equal(got.focal, ring.focal)
+    for field in ("obs", "first"):
+        np.testing.assert_array_equal(getattr(got, field)[:, :-1], getattr(ring, field), err_msg=field)
+    for field in ("action", "reward", "terminal", "acting"):
+        np.testing.assert_array_equal(getattr(got, field)[:, :3], getattr(ring, field)[:, :3], err_msg=field)
+    assert np.asarray(got.terminal)[:, :3].any()
+    assert not np.asarray(got.acting)[:, 3:].any()
 
 
 def test_row_of_counts_back_from_the_newest(filled):
