@@ -8,6 +8,7 @@ import pytest
 from tiny import IMAGES, SPEC, tiny
 
 from codream.latents import change_bins, kl, symlog, unimix
+from codream.linear import OneHots
 from codream.representation import Categorical, Change, representation
 
 KEY = jax.random.key(0)
@@ -109,6 +110,14 @@ def test_a_change_of_nothing_costs_ln_bins_under_a_uniform_prior(change):
     np.testing.assert_allclose(loss, 3 * np.log(11), rtol=1e-5)
 
 
+def test_a_change_is_that_from_a_latent_to_the_next(change):
+    """A prior that is sure of one bin is right of what moves by it, and wrong of what moves back."""
+    prior, moves = jnp.full((5, 11), -30.0).at[:, 8].set(0.0), change_bins(11, 3.0)[8]
+    z = symlog(OBS)
+    loss = lambda z_next: change.transition_loss(prior, z, z_next, jnp.zeros(0), VALID)["dyn"]  # noqa: E731
+    np.testing.assert_allclose([loss(z + moves), loss(z - moves)], [0.0, 3 * 30.0], atol=0.01)
+
+
 def test_heads_see_which_points_are_near_each_other(change):
     """For each width one basis function for each point (near 0) and each two points, beside h and z."""
     h, o = jnp.ones(16), jnp.array([0.0, 0.0, 0.1, 0.0, 7.0])
@@ -145,6 +154,22 @@ def test_the_mean_of_sampled_nexts_is_next_mean(latent):
     keys = jax.random.split(KEY, 4000)
     sampled = jax.jit(jax.vmap(lambda key: code.next(prior, z, VALID, key)))(keys)
     np.testing.assert_allclose(sampled.mean(0), code.next_mean(prior, z, VALID), atol=0.08)
+
+
+def test_latents_as_data_are_drawn_from_the_same_distributions():
+    """Of a code that is sure of itself, were it not for a large share of the uniform one."""
+    code = build("categorical", unimix=0.4)
+    code = eqx.tree_at(lambda c: c.encoder_out.out.weight, code, replace_fn=lambda w: 20 * w)
+    obs, prior, z = 30 * OBS, 20 * jax.random.normal(KEY, (4, 4)), OneHots(jnp.zeros(4, int), 4)
+
+    @jax.jit
+    def drawn(keys):
+        draw = lambda key: (code.encode(obs, key).index, code.next(prior, z, VALID, key).index)  # noqa: E731
+        probs = jnp.exp(code.posterior(obs, KEY)[1]), code.next_mean(prior, z, VALID).reshape(4, 4)
+        return list(zip(jax.vmap(draw)(keys), probs, strict=True))
+
+    for index, probs in drawn(jax.random.split(KEY, 2000)):
+        np.testing.assert_allclose(np.eye(4)[np.asarray(index)].mean(axis=0), probs, atol=0.05)
 
 
 def test_both_latent_gradients_reach_the_encoder():

@@ -13,7 +13,7 @@ from probe_envs import Mixed
 from tiny import IMAGES, tiny
 from tiny_wm_rnd import Bandit, Different, Helping, Same, unresolved
 
-from codream import markov_model, matwm, train, wm_rnd
+from codream import markov_model, markov_quality, matwm, train, wm_rnd
 from codream.agents import load
 from codream.algorithms import algorithm
 from codream.config import Config, ConfigError
@@ -35,6 +35,7 @@ from codream.projection import (
 from codream.retention import saved
 from codream.rollout import Rollout
 from codream.training import GraphDriver
+from codream.world_model import Sequence
 
 TWO = Bandit().spec
 TAG = EnvSpec("tag", ("a_0", "a_1", "b_0"), ((4,), (4,), (3,)), (3, 3, 3))
@@ -112,7 +113,9 @@ def learner_and_batch(n=6):
 def test_the_ratio_is_1_before_anything_changed_and_clips_after():
     learner, batch, config = learner_and_batch()
     loss = eqx.filter_jit(ppo_loss)
-    _, parts = loss(learner, batch, config)
+    total, parts = loss(learner, batch, config)
+    weighted = config.value_weight * parts["critic_loss"] - config.entropy * parts["entropy"]
+    np.testing.assert_allclose(total, parts["actor_loss"] + weighted, rtol=1e-5)
     np.testing.assert_allclose(parts["actor_loss"], 0.0, atol=1e-6)  # normalised advantages sum to 0
     np.testing.assert_allclose(parts["kl"], 0.0, atol=1e-6)
     assert parts["clipped"] == 0
@@ -495,6 +498,25 @@ def test_rewards_are_predicted_in_the_order_in_which_an_agent_numbers_all():
 
     losses = [float(loss(model, jnp.asarray(me))) for me in range(3)]
     np.testing.assert_allclose(losses, [0, 1 + 1, 4 + 1 + 1], atol=1e-5)
+
+
+def test_predictions_are_compared_with_what_steps_led_to(monkeypatch):
+    """What errors are measured against, at each step and after each step of an open loop from the second on."""
+    config, obs = unresolved().resolve(TWO), jnp.arange(6.0)[:, None]
+    never, always = jnp.zeros(6, bool), jnp.ones((6, 2), bool)
+    s = Sequence(obs, always, always.astype(int), obs[:, 0], never, always, never.at[0].set(True), jnp.asarray(1))
+    monkeypatch.setattr(markov_quality, "squared", lambda one, other, valid: other[:, 0])
+    names = ("reconstruction", "one_step", "one_step_sampled", "still")
+
+    @eqx.filter_jit
+    def compared(model):
+        one = markov_quality.one_step(model, s, jnp.ones(()), jax.random.key(0))
+        return [one[name] for name in names], markov_quality.open_loop(model, s, 3, 1, 2, jax.random.key(0))
+
+    here, ahead = compared(nets_of(TWO, config)[0])
+    rows = np.log1p(np.arange(6.0))
+    np.testing.assert_allclose(here, [rows[:-1], rows[1:], rows[1:], rows[1:]], rtol=1e-5)
+    np.testing.assert_allclose(ahead, [rows[2:5], rows[2:5]], rtol=1e-5)
 
 
 def test_views_are_numbered_from_oneself():
