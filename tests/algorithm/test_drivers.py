@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -11,12 +12,13 @@ import pytest
 from probe_envs import Mixed
 from tiny import tiny
 
-from codream import ConfigError, preset
+from codream import ConfigError, matwm, preset
 from codream.building import build_env
 from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv, TimeStep, is_graph
 from codream.envs.answers import check_answer
 from codream.evaluation import GraphCopies, play
-from codream.training import GraphDriver, HostDriver, driver_for
+from codream.linear import tree_of
+from codream.training import GraphDriver, HostDriver, Runner, driver_for
 
 COPIES, STEPS = 3, 32
 
@@ -135,15 +137,42 @@ def test_an_episodes_return_is_the_sum_of_its_rewards(both):
     (graph, metrics), _ = both
     replay = graph.state.replay
     reward, last = np.asarray(replay.reward[:STEPS]), ~np.asarray(replay.acting[:STEPS]).any(-1)
-    total = 0.0
+    total = np.zeros(3)
     for copy in range(COPIES):
         done = np.flatnonzero(last[:, copy])
-        total += reward[: done[-1], copy, 0].sum() if len(done) else 0.0
+        total += reward[: done[-1], copy].sum(axis=0) if len(done) else 0.0
     ended = np.asarray(graph.here.last)
     for copy in np.flatnonzero(ended):
         done = np.flatnonzero(last[:, copy])
-        total += reward[(done[-1] if len(done) else 0) :, copy, 0].sum()
-    np.testing.assert_allclose(metrics["episode/return/hunter_0"][0], total, rtol=1e-5)
+        total += reward[(done[-1] if len(done) else 0) :, copy].sum(axis=0)
+    found = [metrics[f"episode/return/{agent}"][0] for agent in Mixed().spec.agents]
+    np.testing.assert_allclose(found, total, rtol=1e-5)
+    assert len(set(total)) == 3
+
+
+def test_what_is_measured_of_an_agents_updates_is_its_own(both):
+    (_, metrics), _ = both
+    assert len({float(metrics[f"agent/{agent}/grad_norm"][0]) for agent in Mixed().spec.agents}) == 3
+
+
+def test_the_host_counts_steps_and_what_they_buy():
+    """Copies whose episode has ended take no step; only none or as many updates as a step of all copies buys are
+    said beforehand."""
+    config = tiny(Mixed().spec, num_envs=COPIES, world_model_every=3, agents_every=1.5)
+    driver, steps, filled, row = HostDriver(OnTheHost(), config), 30, 13, np.zeros(COPIES, bool)
+    driver.counts_updates = True
+    there = TimeStep.blank(Mixed().spec, COPIES)
+    state = SimpleNamespace(steps=np.asarray(steps), replay=SimpleNamespace(filled=np.asarray(filled)))
+    driver._count(tree_of(Runner, state=state, here=dataclasses.replace(there, last=row)))
+    said = []
+    for ended in ((), (1,), (0,), (), (), (0, 1, 2), (), (2,), (0, 1), (), ()):
+        before, steps, filled = steps, steps + COPIES - int(row.sum()), filled + 1
+        row = np.isin(np.arange(COPIES), ended)
+        due = matwm.updates_due(steps, before, filled, Mixed().spec, config)
+        said.append(driver._stepped(dataclasses.replace(there, last=row)))
+        assert said[-1] == (due if due in ((0, 0), (1, 2)) else None)
+        assert driver._steps == steps
+    assert set(said) == {(0, 0), (1, 2), None}
 
 
 def test_programs_in_the_graph_serve_another_run_of_the_same_game() -> None:
