@@ -88,6 +88,18 @@ def test_greedy_play_against_another_run_repeats(agents: Agents, host_run: Run) 
     assert one.rows[0].returns == one.rows[2].returns == one.rows[3].returns
 
 
+def test_every_seed_plays_episodes_of_its_own(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+
+    def played(env: Any, players: Any, episodes: int, seed: int = 0, *rest: Any, **more: Any) -> Any:
+        seeds.append(seed)
+        return np.zeros((episodes, len(agents.spec.agents)))
+
+    monkeypatch.setattr(sys.modules[play.__module__], "play", played)
+    result = evaluate(agents, episodes=1, seeds=3, against="random", progress=False)
+    assert seeds == [0, 1, 2] * len(result.rows)
+
+
 def test_opponents_that_do_not_exist(agents: Agents, host_run: Run) -> None:
     with pytest.raises(ConfigError, match=r"chaze is neither a reference \(random, still, .*\) nor a run"):
         evaluate(agents, episodes=1, against=["chaze"], progress=False)
