@@ -87,8 +87,7 @@ def applied(parameters: T, updates: Any) -> tuple[T, Float[Array, ""]]:
     arrays, rest = eqx.partition(eqx.apply_updates(parameters, updates), eqx.is_inexact_array)
     updates = eqx.filter(updates, eqx.is_inexact_array)
     if jax.default_backend() != "cpu":
-        # Summed in the same kernel that writes them, parameters could not be updated in place; and where only the
-        # barrier reads them, XLA updates many small arrays in one kernel.
+        # Summed in the same kernel that writes them, parameters could not be updated in place.
         updates, arrays = jax.lax.optimization_barrier((updates, arrays))
     moved, size = _norms(updates, arrays)
     return eqx.combine(arrays, rest), moved / jnp.maximum(size, 1e-12)
