@@ -14,7 +14,20 @@ import pytest
 from helpers import Toy, ppo_config, tiny_config, toy_config
 from mpe2 import simple_tag_v3
 
-from codream import Agents, ConfigError, EnvSpec, Run, RunError, evaluate, load, make_env, report, scoring, train
+from codream import (
+    Agents,
+    ConfigError,
+    EnvironmentFailure,
+    EnvSpec,
+    Run,
+    RunError,
+    evaluate,
+    load,
+    make_env,
+    report,
+    scoring,
+    train,
+)
 from codream.envs.own import apart
 from codream.evaluation import CrossPlay, EndlessEpisode, Row, _line_ups, _opponents, _row, play
 from codream.trainer import named
@@ -158,11 +171,27 @@ def test_an_episode_that_does_not_end_is_not_waited_for(monkeypatch: pytest.Monk
     assert len(play(make_env(lambda: Toy(length=5), 2), {"cat": Same(), "mouse": Same()}, episodes=7)) == 7
 
 
+class Counted(Toy):
+    """Counts how often one of them was closed."""
+
+    closed = 0
+
+    def close(self) -> None:
+        Counted.closed += 1
+
+
 def test_what_make_env_made_can_be_trained_on_and_evaluated_with(runs: Path) -> None:
     """Any number of its copies is made for playing; and a name given as the environment is one."""
-    made = make_env(Toy, 2)
+    made = make_env(Counted, 2)
     run = train(ppo_config(), env=made, name="made", root=runs, progress=False)
+    assert Counted.closed == 0  # it is not ours
     assert evaluate(run, env=made, episodes=3, against="random", progress=False).rows
+    assert Counted.closed == 3  # the copies that were made of it
+    train(ppo_config(), env=Counted, name="of-a-class", root=runs, progress=False)
+    assert Counted.closed == 5
+    with pytest.raises(EnvironmentFailure, match="out of the bag"):
+        evaluate(run, env=lambda: Counted(broken_at=2), episodes=3, progress=False)
+    assert Counted.closed == 8
     more = make_env(apart(make_env("simple_tag", 2, max_cycles=7)), 3)
     assert (more.spec.name, getattr(more, "num_envs", 0)) == ("mpe2:simple_tag_v3", 3)
     config, env = named(tiny_config(), "jaxmarl:simple_tag")

@@ -19,7 +19,8 @@ _GRAPHS: dict[str, Any] = {}
 def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEnv:
     """The environment of a configuration, or `env` given as an object.
 
-    One by name that is part of the program is made once, so that what was compiled for it serves again.
+    One by name that is part of the program is made once, so that what was compiled for it serves again. `close` of a
+    host environment closes what was made here: what was given as an object is its owner's to close.
 
     Raises UnknownEnvironment, ModuleNotFoundError for one that is not installed, and ConfigError for one that
     cannot be built or represented.
@@ -32,7 +33,7 @@ def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEn
         made = make_env(config.env if env is None else env, copies, env_workers=workers, **config.env_kwargs)
         if named is not None and is_graph(made):
             _GRAPHS[named] = made
-        return made
+        return _Lent(made, made is env) if env is not None and isinstance(made, HostEnv) else made
     except (UnknownEnvironment, ModuleNotFoundError, EnvironmentFailure):
         raise
     except Exception as err:
@@ -56,11 +57,11 @@ def build_beside(config: Config, copies: int, env: Any = None) -> HostEnv | Grap
     return made
 
 
-class _Timed:
-    """A host environment as it is, but for the time that `reset` and `step` may take."""
+class _Through:
+    """A host environment as it is."""
 
-    def __init__(self, env: HostEnv, limit: TimeLimit):
-        self._env, self._limit = env, limit
+    def __init__(self, env: HostEnv):
+        self._env = env
         self.spec, self.num_envs = env.spec, env.num_envs
 
     def close(self) -> None:
@@ -70,6 +71,32 @@ class _Timed:
         if name.startswith("_"):  # of one that is being copied
             raise AttributeError(name)
         return getattr(self._env, name)
+
+    def reset(self, seeds: Any) -> TimeStep:
+        return self._env.reset(seeds)
+
+    def step(self, actions: Any, seeds: Any) -> TimeStep:
+        return self._env.step(actions, seeds)
+
+
+class _Lent(_Through):
+    """One that was given as an object, `whole` or as what makes its copies: only what codream made of it is closed."""
+
+    def __init__(self, env: HostEnv, whole: bool):
+        super().__init__(env)
+        self._whole = whole
+
+    def close(self) -> None:
+        if not self._whole:
+            self._env.close_made()  # pyright: ignore[reportAttributeAccessIssue]  # PettingZoo's: there is no other
+
+
+class _Timed(_Through):
+    """One whose `reset` and `step` may take only so long."""
+
+    def __init__(self, env: HostEnv, limit: TimeLimit):
+        super().__init__(env)
+        self._limit = limit
 
     def reset(self, seeds: Any) -> TimeStep:
         with self._limit(f"reset of {self.spec.name}"):

@@ -6,6 +6,7 @@ change. A *side* is the agents that share a name up to the last underscore.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -186,10 +187,12 @@ def evaluate(
     spec = agents.spec
     opponents = _opponents(spec, against, greedy, env, root)
     line_ups = _line_ups(spec, agents.player(greedy=greedy), opponents)
-    host = stage(agents, min(episodes, MOST_COPIES))
     rows = []
-    outcomes = Outcomes(spec.agents, host.num_envs) if len(spec.sides) == 1 else None
-    with Bar("evaluate", len(line_ups) * seeds * episodes, unit="episodes", show=progress) as bar:
+    with (
+        contextlib.closing(stage(agents, min(episodes, MOST_COPIES))) as host,
+        Bar("evaluate", len(line_ups) * seeds * episodes, unit="episodes", show=progress) as bar,
+    ):
+        outcomes = Outcomes(spec.agents, host.num_envs) if len(spec.sides) == 1 else None
         for sides, players in line_ups:
             bar.note(", ".join(f"{side} {name}" for side, name in sides.items()))
             returns = []
@@ -199,7 +202,6 @@ def evaluate(
                 returns.append(play(host, players, episodes, seed, tell, outcomes))
             rows.append(_row(spec, sides, np.concatenate(returns)))
         bar.update(len(rows) * seeds * episodes, last=True)
-    host.close()
     return CrossPlay(
         environment=spec.name,
         version=environment_version(spec.name),

@@ -6,6 +6,7 @@ many-step error against "nothing moves", predicted against real reward, teammate
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -214,9 +215,8 @@ def measure(
     spec = agents.spec
     model, context, one_step, open_loop = _functions(agents)
     if played is None:
-        env = as_host(agents.make_env(episodes), episodes)
-        played = record(env, player, episodes, seed)
-        env.close()
+        with contextlib.closing(as_host(agents.make_env(episodes), episodes)) as env:
+            played = record(env, player, episodes, seed)
     else:
         episodes = len(played[0][0].first)
     s = sequences_of(*played, spec.num_agents, common=agents.config.common_reward)

@@ -55,3 +55,9 @@ class Scorer:
         players = dict.fromkeys(agents.spec.sides, agents.player()) | self._opponents
         returns = play(self._env, players, episodes, seed=self._config.seed, stream=STREAM)
         return float(np.mean(returns[:, list(agents.spec.sides[self._side])]))
+
+    def close(self) -> None:
+        """Close the copies that were played on, if there were any."""
+        if self._env is not None:
+            self._env.close()
+            self._env = None

@@ -19,7 +19,7 @@ from codream.building import build_beside, build_env
 from codream.checkpoint import Checkpoint
 from codream.config import KEEPING, Config, ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv
-from codream.envs.own import apart
+from codream.envs.own import apart, own_copies
 from codream.guards import LeaveRequests
 from codream.health import TrainingDiverged
 from codream.hosts import SharedEnv, is_first, most, number, perhaps_from_first, text_from_first
@@ -195,19 +195,21 @@ def _trained(
     if requests[0].resumed is None:
         refuse_unread(requests[0].config)
     made, config = environment_of(requests[0].config, env)
-    only = made is env and isinstance(env, HostEnv) and apart(env) is env  # there are no other copies to play on
-    if config.checkpoints_best is not None:
-        _refuse_one_of_its_kind(env, only)
-    if number() > 1:
-        made = _shared(made, config)
     requests = [dataclasses.replace(r, config=dataclasses.replace(config, seed=r.config.seed)) for r in requests]
     copies = lambda n: build_beside(config, n, apart(env))  # noqa: E731
     try:
+        only = own_copies(env) and apart(env) is env  # there are no others to play on
+        if config.checkpoints_best is not None:
+            _refuse_one_of_its_kind(env, only)
+        if number() > 1:
+            made = _shared(made, config)
         together = _together(driver_for(made, config), config, len(requests))
         scores = [
             Scorer(r.config, made.spec, copies) if config.checkpoints_best is not None else None for r in requests
         ]
         with contextlib.ExitStack() as stack:
+            for scorer in filter(None, scores):
+                stack.callback(scorer.close)
             runs = _held(requests, made.spec, root, stack, env)
             resumed = [_resumed(run, together.driver, r) for r, run in zip(requests, runs, strict=True)]
             begun = [0 if runner is None else int(runner.state.steps) for runner, _ in resumed]
@@ -229,7 +231,7 @@ def _trained(
                 records.append(Record(run, made.spec, request.config, bar, live, **kept))
             Loop(together, records, bar, leave).go([runner for runner, _ in resumed])
     finally:
-        if env is None and isinstance(made, HostEnv):
+        if isinstance(made, HostEnv):
             made.close()
     if is_first():
         for run in runs:
@@ -349,11 +351,16 @@ def _draw(run: Run) -> None:
 def environment_of(config: Config, env: Any) -> tuple[HostEnv | GraphEnv, Config]:
     """The environment, and the configuration resolved for it."""
     made = build_env(config, config.num_envs, env)
-    if env is not None:
-        config = dataclasses.replace(config, env=made.spec.name)
-    if isinstance(made, HostEnv) and made.num_envs != config.num_envs:
-        raise ConfigError(f"num_envs is {config.num_envs}, but the given environment has {made.num_envs} copies")
-    return made, config.resolve(made.spec)
+    try:
+        if env is not None:
+            config = dataclasses.replace(config, env=made.spec.name)
+        if isinstance(made, HostEnv) and made.num_envs != config.num_envs:
+            raise ConfigError(f"num_envs is {config.num_envs}, but the given environment has {made.num_envs} copies")
+        return made, config.resolve(made.spec)
+    except ConfigError:
+        if isinstance(made, HostEnv):
+            made.close()
+        raise
 
 
 def _resumed(run: Run, driver: HostDriver | GraphDriver, request: _Request) -> tuple[Runner | None, int]:

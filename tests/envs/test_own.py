@@ -4,10 +4,13 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from toys import Toy
 
+from codream import Config, make_env
+from codream.building import build_beside, build_env
 from codream.envs import UnknownEnvironment
 from codream.envs.own import maker, place_of
 
@@ -69,3 +72,25 @@ def test_what_the_module_itself_raises_passes(folder: Path) -> None:
         maker("mine_that_lacks:Arena")
     with pytest.raises(ZeroDivisionError):
         maker("mine_that_fails:Arena")
+
+
+class Counted(Toy):
+    """Notes which of them were closed."""
+
+    closed: ClassVar[list[Toy]] = []
+
+    def close(self) -> None:
+        self.closed.append(self)
+
+
+def test_only_what_was_made_is_closed() -> None:
+    Counted.closed.clear()
+    given, ready = Counted(), make_env(Counted, 2)
+    for env, made in ((Counted, 2), (lambda: Counted(), 2), (given, 1), (ready, 0)):
+        for build in (build_env, build_beside):
+            Counted.closed.clear()
+            build(Config(), 2, env).close()  # type: ignore[union-attr]
+            assert len(Counted.closed) == made, env
+            assert given not in Counted.closed
+    ready.close()  # type: ignore[union-attr]
+    assert len(Counted.closed) == 2

@@ -13,7 +13,7 @@ from typing import Any
 from codream.envs import EnvSpec, HostEnv
 from codream.envs.registry import UnknownEnvironment
 
-__all__ = ["apart", "maker", "place_of"]
+__all__ = ["apart", "maker", "own_copies", "place_of"]
 
 
 def maker(place: str) -> Any:
@@ -62,7 +62,7 @@ def apart(env: Any) -> Any:
 
     if isinstance(env, PettingZooEnv):
         return Again(env)
-    if isinstance(env, HostEnv) and isinstance(env.spec, EnvSpec):
+    if own_copies(env):
         return env
     if isinstance(env, type) or not hasattr(env, "possible_agents") or not hasattr(env, "reset"):
         return env
@@ -79,6 +79,11 @@ def apart(env: Any) -> Any:
 
     copied.__qualname__ = f"a copy of {type(env).__name__}"
     return copied
+
+
+def own_copies(env: Any) -> bool:
+    """Whether this is an object that steps copies of its own: a `HostEnv`."""
+    return isinstance(env, HostEnv) and isinstance(env.spec, EnvSpec)  # PettingZoo's have a `spec` of another kind
 
 
 def place_of(env: Any) -> str | None:

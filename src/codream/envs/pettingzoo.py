@@ -125,6 +125,11 @@ class PettingZooEnv:
         self._stop()
         self._copies.close()
 
+    def close_made(self) -> None:
+        """`close`, but an instance that was given, the first copy, stays open: whoever made it closes it."""
+        self._stop()
+        self._copies.close(first=int(self._source.kwargs is None))
+
     def encode(
         self, obs: Mapping[Any, Any], infos: Mapping[Any, Any] | None = None, *, first: bool = False
     ) -> TimeStep:

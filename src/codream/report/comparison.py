@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -244,9 +245,11 @@ def _heat(entries: Sequence[Entry], env: Any, episodes: int, progress: bool) -> 
     one = next(iter(teams.values()))
     groups = _teams(one.spec.sides, one.spec.agents)
     ours, theirs = groups.values()
-    played = as_host(one.make_env(episodes), episodes)
     returns = np.zeros((len(teams), len(teams), 2))
-    with Bar("matches", len(teams) ** 2, unit="matches", show=progress) as bar:
+    with (
+        contextlib.closing(as_host(one.make_env(episodes), episodes)) as played,
+        Bar("matches", len(teams) ** 2, unit="matches", show=progress) as bar,
+    ):
         for i, a in enumerate(teams.values()):
             for j, b in enumerate(teams.values()):
                 mixed = _Mixed(a.player(), b.player(), theirs)
@@ -256,7 +259,6 @@ def _heat(entries: Sequence[Entry], env: Any, episodes: int, progress: bool) -> 
                     return f'{told}<p class="warn">No matches were played: {html.escape(str(err))}</p>'
                 returns[i, j] = [got[list(members)].mean() for members in (ours, theirs)]
                 bar.update(i * len(teams) + j + 1, last=(i, j) == (len(teams) - 1,) * 2)
-    played.close()
     foes = len(one.spec.sides) == 2
     first, second = (f"the {name} side" if foes else name for name in groups)
     first = first[0].upper() + first[1:] if foes else first

@@ -6,6 +6,7 @@ whatever differs is the model's doing: what it does not know of the world, and o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,8 @@ def dream(
 
 def recorded(agents: Agents, episodes: int, *, greedy: bool = False, seed: int = 0, limit: int | None) -> Recording:
     """Episodes of the agents, each in a copy of its own; see `record`."""
-    env = as_host(agents.make_env(episodes), episodes)
-    played = record(env, agents.player(greedy=greedy), episodes, seed=seed, limit=limit)
-    env.close()
-    return played
+    with contextlib.closing(as_host(agents.make_env(episodes), episodes)) as env:
+        return record(env, agents.player(greedy=greedy), episodes, seed=seed, limit=limit)
 
 
 def typical_episodes(played: Recording, count: int) -> list[tuple[str, int]]:

@@ -5,6 +5,7 @@ The result is kept as `measured.json` in the run's folder, so that a report can 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -136,17 +137,17 @@ def latest_measures(run: Run) -> dict[str, Any] | None:
 
 def _affordable(agents: Agents) -> int:
     """Episodes of every pairing that BUDGET allows, from the speed of one copy with random actions."""
-    env, rng, seeds = as_host(agents.make_env(1), 1), np.random.default_rng(0), np.zeros(1, int)
+    rng, seeds = np.random.default_rng(0), np.zeros(1, int)
     at_random = lambda here: np.asarray(Random().act(here, rng))  # noqa: E731
-    here = env.step(at_random(env.reset(seeds)), seeds)  # what is compiled is compiled now
-    steps, began = 0, time.monotonic()
-    while not np.asarray(here.last).all() and steps < LIMIT and time.monotonic() - began < 2:
-        here = env.step(at_random(here), seeds)
-        steps += 1
-    each = time.monotonic() - began
+    with contextlib.closing(as_host(agents.make_env(1), 1)) as env:
+        here = env.step(at_random(env.reset(seeds)), seeds)  # what is compiled is compiled now
+        steps, began = 0, time.monotonic()
+        while not np.asarray(here.last).all() and steps < LIMIT and time.monotonic() - began < 2:
+            here = env.step(at_random(here), seeds)
+            steps += 1
+        each = time.monotonic() - began
     if not np.asarray(here.last).all():  # a long game: five times as long as it was looked at
         each *= 5
-    env.close()
     return int(np.clip(BUDGET / PAIRINGS / max(each, 1e-6), 2, EPISODES))
 
 
@@ -156,18 +157,17 @@ def _baselines(agents: Agents, spec: EnvSpec, episodes: int) -> list[dict[str, A
     if len(sides) > 2:
         return []
     policies = references_for(spec)
-    env = as_host(agents.make_env(episodes), episodes)
     first, second = sides[0], sides[-1]
+    pairs = [(one, other) for one in policies[first] for other in (policies[second] if second != first else [one])]
     rows = []
-    for one in policies[first]:
-        for other in policies[second] if second != first else [one]:
+    with contextlib.closing(as_host(agents.make_env(episodes), episodes)) as env:
+        for one, other in pairs:
             players = {second: policies[second][other], first: policies[first][one]}
             returns = play(env, players, episodes)
             each = {side: returns[:, list(members)].mean(axis=1) for side, members in spec.sides.items()}
             value = {side: float(x.mean()) for side, x in each.items()}
             error = {side: float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else None for side, x in each.items()}
             rows.append({"sides": {first: one, second: other}, "returns": value, "stderr": error})
-    env.close()
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import time
@@ -52,9 +53,8 @@ class Peek:
         agents.state, agents.steps = state.for_acting(), steps
         result = evaluate(agents, episodes=EPISODES, progress=False)
         table = standing_markdown({"cross_play": dataclasses.asdict(result) | {"conditions": result.conditions()}})
-        env = stage(agents, 1)
-        played = record(env, agents.player(), 1, seed=1, limit=LIMIT)
-        env.close()
+        with contextlib.closing(stage(agents, 1)) as env:
+            played = record(env, agents.player(), 1, seed=1, limit=LIMIT)
         scenes = scenes_of(agents, played, [("so far", 0)])
         self._live.pictures(steps, table, film(scenes[0], 0, agents.spec.sides))
         del result, played, scenes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from codream.agents import Agents, load
 from codream.config import ConfigError
+from codream.envs import HostEnv
 from codream.model_quality import Recording
 from codream.progress import Bar
 from codream.report.animation import scene_of
@@ -108,6 +110,13 @@ def _own_pictures(agents: Agents, episodes: int, greedy: bool, seed: int) -> lis
         env = agents.make_env(1, render_mode="rgb_array")
     except Exception:  # whatever it says to a keyword that it may not have
         return []
+    if not isinstance(env, HostEnv):
+        return []
+    with contextlib.closing(env):
+        return _pictured(agents, env, episodes, greedy, seed)
+
+
+def _pictured(agents: Agents, env: Any, episodes: int, greedy: bool, seed: int) -> list[Image.Image]:
     if not hasattr(env, "picture") or env.spec != agents.spec:
         return []
     frames: list[Image.Image] = []
@@ -118,7 +127,6 @@ def _own_pictures(agents: Agents, episodes: int, greedy: bool, seed: int) -> lis
         for t in range(LIMIT + 1):
             picture = env.picture()
             if picture is None:
-                env.close()
                 return []
             frames.append(framed(picture, f"episode {k + 1}", t, agents.spec.agents, total, agents.spec.sides))
             if bool(here.last[0]):
@@ -127,5 +135,4 @@ def _own_pictures(agents: Agents, episodes: int, greedy: bool, seed: int) -> lis
             paid = common_reward(before, here) if agents.config.common_reward else here
             total = total + np.asarray(paid.reward)[0]
         frames += [frames[-1]] * HELD
-    env.close()
     return frames

@@ -96,7 +96,10 @@ def sweep(
     config, env = named(config or preset("small"), env)
     _check_numbers(parallel=parallel, cpus=cpus, gpus=gpus, failures=failures, episodes=episodes)
     if env is not None:  # names are made of what it is called
-        config = dataclasses.replace(config, env=environment_of(config, env)[0].spec.name)
+        one, _ = environment_of(config, env)
+        config = dataclasses.replace(config, env=one.spec.name)
+        if isinstance(one, HostEnv):
+            one.close()
     made = trials_of(config, seeds=seeds, grid=grid, ablate=ablate, search=search, samples=samples, keep=keep)
     trials = _resolved(made, env)
     folder = Path(root).absolute() / (name or f"{default_name(config)}-sweep")
@@ -157,7 +160,7 @@ def _resolved(trials: Sequence[Trial], env: Any) -> list[Trial]:
                 raise ConfigError(f"{trial.name}: {err}") from err
     finally:
         for one in made.values():
-            if env is None and isinstance(one, HostEnv):
+            if isinstance(one, HostEnv):
                 one.close()
     return found
 
