@@ -21,6 +21,7 @@ from codream import (
     EnvSpec,
     Run,
     RunError,
+    TimeStep,
     evaluate,
     load,
     make_env,
@@ -30,6 +31,9 @@ from codream import (
 )
 from codream.envs.own import apart
 from codream.evaluation import CrossPlay, EndlessEpisode, Row, _line_ups, _opponents, _row, play
+from codream.model_quality import sequences_of
+from codream.report.dreams import recorded
+from codream.report.measures import _affordable
 from codream.trainer import named
 from codream.training import driver_for
 
@@ -196,6 +200,43 @@ def test_what_make_env_made_can_be_trained_on_and_evaluated_with(runs: Path) -> 
     assert (more.spec.name, getattr(more, "num_envs", 0)) == ("mpe2:simple_tag_v3", 3)
     config, env = named(tiny_config(), "jaxmarl:simple_tag")
     assert (config.env, env) == ("jaxmarl:simple_tag", None)
+
+
+class Two:
+    """Two copies of `Toy` that are stepped by an object of the user's."""
+
+    num_envs = 2
+
+    def __init__(self) -> None:
+        self.inner: Any = make_env(lambda: Counted(uneven=True), 2)
+        self.spec = self.inner.spec
+
+    def reset(self, seeds: Any) -> TimeStep:
+        assert seeds.shape == (2,)
+        return self.inner.reset(seeds)
+
+    def step(self, actions: Any, seeds: Any) -> TimeStep:
+        return self.inner.step(actions, seeds)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def test_an_object_that_steps_its_own_copies_is_played_as_it_is_and_left_open(runs: Path) -> None:
+    own, before = Two(), Counted.closed
+    run = train(ppo_config(), env=own, name="two", root=runs, progress=False)
+    assert evaluate(run, env=own, episodes=5, against="random", progress=False).episodes == 5
+    agents = load(run, env=own)
+    steps, actions = recorded(agents, 5, limit=None)  # in three rounds
+    assert len(steps) == len(actions) + 1
+    assert {step.first.shape for step in steps} == {(5,)}
+    ended = np.stack([step.last for step in steps])
+    assert ended.any(axis=0).all()
+    assert sequences_of(steps, actions, 2).acting.any(axis=(1, 2)).all()
+    assert 2 <= _affordable(agents) <= 40
+    assert Counted.closed == before
+    own.close()
+    assert Counted.closed == before + 2
 
 
 class Same:

@@ -78,6 +78,15 @@ class Agents:
     spec: EnvSpec
     steps: int
     """Environment steps that they were trained for."""
+    name: str
+    """What results call them: the run's folder."""
+    state: Any
+    """What they learned, and act with, without what only training needs, such as replay. For `algo=matwm` it has
+    `world_model` and `agents` (actors and critics, stacked on a leading agent axis), for `wm_rnd` `world_model` and
+    `learners`."""
+    make_env: Callable[..., Any]
+    """`make_env(copies, **keywords)`: their environment once more, a host environment with so many copies (one that was
+    given as an object that steps its own copies: with those that it has) or one inside JAX."""
 
     def __init__(
         self,
@@ -91,7 +100,7 @@ class Agents:
     ):
         self.config, self.spec, self.steps, self.name = config, state.spec, steps, name
         self.state = state.for_acting()
-        self.make_env = make  # of a number of copies, and of further keywords of the environment
+        self.make_env = make
         self._env = env
         self._seed = 0
         self._episode: Player | None = None

@@ -7,6 +7,7 @@ from typing import Any
 
 from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, GraphEnv, HostEnv, TimeStep, UnknownEnvironment, is_graph, make_env
+from codream.envs.own import own_copies
 from codream.envs.workers import workers_for
 from codream.guards import TimeLimit
 
@@ -49,8 +50,8 @@ def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEn
 def build_beside(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEnv:
     """`build_env` for playing beside training or after it, where no driver watches over a host environment: its own
     `reset` and `step` raise EnvironmentFailure after `config.env_time_limit` seconds, or as many times longer as there
-    are more copies than in training."""
-    made = build_env(config, copies, env)
+    are more copies than in training. An object that steps copies of its own comes with as many as it has."""
+    made = build_env(config, env.num_envs if own_copies(env) else copies, env)
     if isinstance(made, HostEnv) and config.env_time_limit:
         seconds = config.env_time_limit * max(1.0, made.num_envs / config.num_envs)
         return _Timed(made, TimeLimit(seconds, EnvironmentFailure))

@@ -85,21 +85,45 @@ Recording = tuple[list[TimeStep], list[Any]]
 
 
 def record(env: HostEnv, player: Any, episodes: int, seed: int, limit: int | None = None) -> Recording:
-    """Play `episodes` episodes at once, one in each copy. Returns time steps and actions until all have ended, or
-    until `limit` steps were taken."""
+    """Play `episodes` episodes at once, one in each copy; where there are fewer copies, round by round. Returns time
+    steps and actions until all have ended, or until `limit` steps of each were taken."""
     rng, seeds = np.random.default_rng([seed, 2]), np.random.default_rng([seed, 3])
-    here = env.reset(seeds.integers(2**31 - 1, size=episodes))
-    check_answer(here, env.spec, episodes, "reset")
-    steps, actions, over = [here], [], np.zeros(episodes, bool)
+    rounds = [_round(env, player, rng, seeds, limit) for _ in range(math.ceil(episodes / env.num_envs))]
+    if len(rounds) == 1 and env.num_envs == episodes:
+        return rounds[0]
+    longest = max(len(actions) for _, actions in rounds)
+    filled = [_filled(steps, actions, longest) for steps, actions in rounds]
+    beside = lambda *x: np.concatenate(x)[:episodes]  # noqa: E731
+    steps, actions = (
+        [jax.tree.map(beside, *at) for at in zip(*each, strict=True)] for each in zip(*filled, strict=True)
+    )
+    return steps, actions
+
+
+def _round(
+    env: HostEnv, player: Any, rng: np.random.Generator, seeds: np.random.Generator, limit: int | None
+) -> Recording:
+    """An episode in every copy."""
+    copies = env.num_envs
+    here = env.reset(seeds.integers(2**31 - 1, size=copies))
+    check_answer(here, env.spec, copies, "reset")
+    steps, actions, over = [here], [], np.zeros(copies, bool)
     while not over.all() and (limit is None or len(actions) < limit):
         action = player.act(here, rng)
-        here = env.step(action, seeds.integers(2**31 - 1, size=episodes))
+        here = env.step(action, seeds.integers(2**31 - 1, size=copies))
         if not actions:
-            check_answer(here, env.spec, episodes, "step")
+            check_answer(here, env.spec, copies, "step")
         over = over | np.asarray(here.last)
         actions.append(action)
         steps.append(here)
     return steps, actions
+
+
+def _filled(steps: list[TimeStep], actions: list[Any], length: int) -> Recording:
+    """A recording, drawn out to `length` steps: another episode begins in every copy, which nobody looks at."""
+    more = length - len(actions)
+    begins = dataclasses.replace(steps[0], reward=np.zeros_like(steps[0].reward))
+    return steps + [begins] * more, actions + [np.zeros_like(np.asarray(actions[0]))] * more
 
 
 def sequences_of(steps: list[TimeStep], actions: list[Any], agents: int, *, common: bool = False) -> Sequence:

@@ -228,7 +228,10 @@ def make_env(env: Any, num_envs: int = 1, *, env_workers: int = 1, **kwargs: Any
                 "copies; pass its class, a function that makes it, or its name"
             )
         if isinstance(env, HostEnv) and num_envs not in (1, env.num_envs):
-            raise ValueError(f"{env.spec.name} has {env.num_envs} copies, but num_envs={num_envs} was asked for")
+            raise ValueError(
+                f"{env.spec.name} has {env.num_envs} copies, but num_envs={num_envs} was asked for; leave num_envs out "
+                "to have it as it is, or pass what was made with so many copies"
+            )
         return env
     if hasattr(env, "step_env") and hasattr(env, "get_obs") and not isinstance(env, type):
         from codream.envs.jaxmarl import JaxMARLEnv

@@ -137,9 +137,10 @@ def latest_measures(run: Run) -> dict[str, Any] | None:
 
 def _affordable(agents: Agents) -> int:
     """Episodes of every pairing that BUDGET allows, from the speed of one copy with random actions."""
-    rng, seeds = np.random.default_rng(0), np.zeros(1, int)
+    rng = np.random.default_rng(0)
     at_random = lambda here: np.asarray(Random().act(here, rng))  # noqa: E731
     with contextlib.closing(as_host(agents.make_env(1), 1)) as env:
+        seeds = np.zeros(env.num_envs, int)
         here = env.step(at_random(env.reset(seeds)), seeds)  # what is compiled is compiled now
         steps, began = 0, time.monotonic()
         while not np.asarray(here.last).all() and steps < LIMIT and time.monotonic() - began < 2:
@@ -148,6 +149,7 @@ def _affordable(agents: Agents) -> int:
         each = time.monotonic() - began
     if not np.asarray(here.last).all():  # a long game: five times as long as it was looked at
         each *= 5
+    each /= len(seeds)  # an object that steps copies of its own plays an episode in each
     return int(np.clip(BUDGET / PAIRINGS / max(each, 1e-6), 2, EPISODES))
 
 
