@@ -2,6 +2,7 @@
 observations."""
 
 import dataclasses
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from codream import (
     report,
     scoring,
     train,
+    watch,
 )
 from codream.envs.own import apart
 from codream.evaluation import CrossPlay, EndlessEpisode, Row, _line_ups, _opponents, _row, play
@@ -160,8 +162,37 @@ def test_what_one_agent_wins_and_another_loses_is_no_error_of_their_side() -> No
 def test_one_opponent_or_a_run_may_be_given_as_it_is(agents: Agents, host_run: Run) -> None:
     assert names_of(agents, "random") == ["random"]
     assert names_of(agents, host_run) == names_of(agents, host_run.path) == [str(host_run.path)]
-    with pytest.raises(ConfigError, match="these agents are loaded already"):
-        evaluate(agents, checkpoint=200)
+    assert names_of(agents, agents) == names_of(agents, ("random", agents))[1:] == [str(host_run.path)]
+    for play_them in (evaluate, watch):
+        with pytest.raises(ConfigError, match="these agents are loaded already"):
+            play_them(agents, checkpoint=200)
+    with pytest.raises(ConfigError, match="file that ends in"):  # agents are what it takes
+        watch(agents, out="film.mov")
+    for with_runs_only, message in (
+        (report, r"codream\.report\('.*host'\)"),
+        (Run.open, "expected a run, by its folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            inspect.unwrap(with_runs_only)(agents)  # as it is without the tests' check of annotations
+
+
+def test_policies_of_ones_own_are_opponents_by_name(agents: Agents) -> None:
+    result = evaluate(agents, episodes=4, against={"mine": Same(), "twin": agents}, progress=False)
+    opponents = [("self", "self"), ("self", "mine"), ("self", "twin"), ("mine", "self"), ("twin", "self")]
+    assert [tuple(row.sides.values()) for row in result.rows] == opponents
+    for given, message in (
+        (Same(), r'got Same: give \{"mine": Same'),
+        ([3], "got int"),
+        ({"self": Same()}, "other than self"),
+        ({"mine": Same}, "expected mine to be a policy, .* got the class Same"),
+        ({"mine": 3}, "got int"),
+        ([agents, load(agents.name)], "two opponents are called"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            names_of(agents, given)
+    policy = _opponents(agents.spec, {"mine": SimpleNamespace(act=lambda here, rng: [0.5])}, False, None, "runs")
+    with pytest.raises(ConfigError, match=r"mine answered with float64 of shape \(1,\); expected whole .*\(2, 4\)"):
+        policy["mine"]["agent"].act(TimeStep.blank(agents.spec, 2), np.random.default_rng(0))
 
 
 def names_of(agents: Agents, against: Any) -> list[str]:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ __all__ = ["CrossPlay", "EndlessEpisode", "Row", "as_host", "evaluate", "play", 
 
 MOST_COPIES = 100  # of the environment, played together
 LONGEST = 20_000  # steps of an episode: one that still goes on then may never end
+
+Opponent = str | Path | Run | Agents  # a reference, a run, or what was loaded of one
 
 
 class EndlessEpisode(ConfigError):
@@ -159,21 +161,25 @@ def evaluate(
     episodes: int = 400,
     seeds: int = 1,
     greedy: bool = False,
-    against: str | Path | Run | Sequence[str | Path | Run] | None = None,
+    against: Opponent | Sequence[Opponent] | Mapping[str, Any] | None = None,
     checkpoint: int | str | None = None,
     env: Any = None,
     root: str | Path = "runs",
     progress: bool = True,
 ) -> CrossPlay:
-    """Play every side of `agents` (or of a run) against references, other runs, and itself.
+    """Play every side of `agents` (or of a run) against references, other runs, policies of your own, and itself.
 
     `episodes` are played for each of `seeds` seeds in every pairing. `greedy`: the most probable action
     instead of a sampled one (the references and other runs too). `against`: names of references (`random`,
-    `still`, `chase`, `flee`, where a side has them) and runs, one or several; all references if not given. With three
+    `still`, `chase`, `flee`, where a side has them), runs and loaded `Agents`, one or several; all references if not
+    given. With names, {name: opponent}, also policies of your own: objects with `act(timestep, rng)`, which answers a
+    TimeStep of all copies with actions [copies, agents], whole numbers (the columns of other sides do not count), and
+    with a NumPy Generator for what it draws; where `timestep.first`, an episode begins. With three
     or more sides, all others are replaced at once. `checkpoint`: of the run, by its step or `best`. `env`: the
-    environment as an object, where the run was trained on one. `root`: where runs that are given by name are.
+    environment as an object, where the run was trained on one; an object that steps copies of its own is played with
+    these, and left open. `root`: where runs that are given by name are.
 
-    Raises ConfigError for an opponent that is neither a reference nor a run, or a run of another environment;
+    Raises ConfigError for an opponent that is none of these, of another environment, or that answers otherwise;
     EndlessEpisode where an episode is longer than 20,000 steps.
     """
     for what, value in (("episodes", episodes), ("seeds", seeds)):
@@ -255,7 +261,7 @@ def _line_ups(spec: EnvSpec, me: Any, opponents: dict[str, dict[str, Any]]) -> l
 
 def _opponents(
     spec: EnvSpec,
-    against: str | Path | Run | Sequence[str | Path | Run] | None,
+    against: Any,
     greedy: bool,
     env: Any,
     root: str | Path,
@@ -269,25 +275,88 @@ def _opponents(
             references.setdefault(name, {})[side] = policy
     if against is None:
         return references
+    if isinstance(against, Mapping):
+        return {name: _named(name, given, spec, references, greedy, env, root) for name, given in against.items()}
     chosen: dict[str, dict[str, Any]] = {}
-    for given in (against,) if isinstance(against, str | Path | Run) else against:
+    loaded: dict[str, Any] = {}
+    for given in [against] if isinstance(against, str | Path) or not isinstance(against, Iterable) else against:
+        name = given.name if isinstance(given, Agents) else str(given.path if isinstance(given, Run) else given)
+        if not isinstance(given, str | Path | Run | Agents):
+            raise ConfigError(
+                "against: expected references by name, runs, Agents, or policies with names, {name: policy}; got "
+                f"{_said(given)}" + (f': give {{"mine": {type(given).__name__}(…)}}' if hasattr(given, "act") else "")
+            )
+        if loaded.setdefault(name, given) is not given and isinstance(given, Agents):
+            raise ConfigError(f"against: two opponents are called {name}; give them names, {{name: agents}}")
+        chosen[name] = _policies(given, spec, references, greedy, env, root)
+    return chosen
+
+
+def _named(name: Any, given: Any, spec: EnvSpec, *how: Any) -> dict[str, Any]:
+    """Policies by side of an opponent that was given with a name."""
+    if not isinstance(name, str) or name == "self":
+        raise ConfigError(f"against: expected a name for each opponent, other than self, got {name!r}")
+    if isinstance(given, str | Path | Run | Agents):
+        return _policies(given, spec, *how)
+    if isinstance(given, Player):
+        _refuse_other(name, given.agents, spec)
+        return dict.fromkeys(spec.sides, given)
+    if isinstance(given, type) or not callable(getattr(given, "act", None)):
+        raise ConfigError(
+            f"against: expected {name} to be a policy, an object with act(timestep, rng) -> actions [copies, agents], "
+            f"or a reference, run or Agents; got {_said(given)}"
+        )
+    return dict.fromkeys(spec.sides, _Checked(given, name))
+
+
+def _policies(
+    given: Opponent, spec: EnvSpec, references: dict[str, dict[str, Any]], greedy: bool, env: Any, root: str | Path
+) -> dict[str, Any]:
+    """Policies by side of a reference, a run, or loaded agents."""
+    if isinstance(given, Agents):
+        name, other = given.name, given
+    else:
         name = str(given.path if isinstance(given, Run) else given)
         if name in references:
-            chosen[name] = references[name]
-            continue
+            return references[name]
         try:
             other = load(given, env=env, root=root)
         except ValueError as err:
             raise ConfigError(
                 f"{name} is neither a reference ({', '.join(references)}) nor a run that can be loaded: {err}"
             ) from err
-        if other.spec != spec:
+    _refuse_other(name, other, spec)
+    return dict.fromkeys(spec.sides, other.player(greedy=greedy))
+
+
+def _refuse_other(name: str, other: Agents, spec: EnvSpec) -> None:
+    """Raise ConfigError for agents of another environment."""
+    if other.spec != spec:
+        raise ConfigError(
+            f"{name} was trained on {other.spec.name} with the agents {', '.join(other.spec.agents)}, "
+            f"which does not fit {spec.name} with {', '.join(spec.agents)}"
+        )
+
+
+def _said(given: Any) -> str:
+    return f"the class {given.__name__}; make one of it" if isinstance(given, type) else type(given).__name__
+
+
+class _Checked:
+    """A policy of the user's, held to what `act` is to answer."""
+
+    def __init__(self, policy: Any, name: str):
+        self._policy, self._name = policy, name
+
+    def act(self, timestep: TimeStep, rng: np.random.Generator) -> Int[np.ndarray, "copies agents"]:
+        """Actions of all agents. Raises ConfigError where they are none."""
+        got, wanted = np.asarray(self._policy.act(timestep, rng)), np.shape(timestep.acting)
+        if got.shape != wanted or not np.issubdtype(got.dtype, np.integer):
             raise ConfigError(
-                f"{name} was trained on {other.spec.name} with the agents {', '.join(other.spec.agents)}, "
-                f"which does not fit {spec.name} with {', '.join(spec.agents)}"
+                f"the policy {self._name} answered with {got.dtype} of shape {got.shape}; expected whole numbers of "
+                f"shape {wanted} (copies, agents): an action for every agent of every copy"
             )
-        chosen[name] = dict.fromkeys(spec.sides, other.player(greedy=greedy))
-    return chosen
+        return got
 
 
 # ------------------------------------------------------------------------------------------ playing

@@ -153,6 +153,8 @@ class Run:
         """A run by its folder, or by its name under `root`. Raises RunError that lists the nearest."""
         if isinstance(run, Run):
             return run
+        if not isinstance(run, str | os.PathLike):
+            raise RunError(f"expected a run, by its folder, its name or as a codream.Run, got {type(run).__name__}")
         for path in (Path(run), Path(root) / run):
             if (path / "config.json").is_file():
                 return Run(path)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from codream.agents import load
+from codream.agents import Agents, load
 from codream.checkpoint import CheckpointError
+from codream.config import ConfigError
 from codream.evaluation import CrossPlay, EndlessEpisode
 from codream.live import publish
 from codream.report.comparison import compare
@@ -43,8 +44,13 @@ def report(
     Whatever is missing (no metrics yet, a line cut off in writing, no checkpoint yet, episodes without end) is said in
     the report. Raises RunError for a folder that is no run, or whose environment is another now or was an object and
     is not given; ModuleNotFoundError and UnknownEnvironment where it can no longer be made; ConfigError for a
-    `cross_play` of another run, or of another checkpoint than the latest.
+    `cross_play` of another run, or of another checkpoint than the latest, and for `Agents` instead of their run.
     """
+    if isinstance(run, Agents):
+        raise ConfigError(
+            f"expected a run, whose folder a report is of and goes to, got Agents; they are of {run.name}: "
+            f"codream.report({run.name!r})"
+        )
     run = Run.open(run, root)
     config, about = run.config, run.about
     unplayed: list[str] = []

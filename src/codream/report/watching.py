@@ -28,7 +28,7 @@ HELD = 6  # frames for which an episode's last picture stands
 
 
 def watch(
-    run: str | Path | Run,
+    run: Agents | str | Path | Run,
     *,
     out: str | Path | None = None,
     episodes: int = 3,
@@ -44,7 +44,8 @@ def watch(
 ) -> Path:
     """Play `episodes` evaluation episodes and write them as an animation. Returns its path.
 
-    `out`: a file that ends in .gif or .mp4 (default: `watch.gif` in the run's folder). `dream`: beside each episode
+    `run`: or its agents, loaded already. `out`: a file that ends in .gif or .mp4 (default: `watch.gif` in the run's
+    folder). `dream`: beside each episode
     what `agent` (default: the first) imagined from its start on; where a game is long, its first 48 steps. Without,
     all of up to 500 steps. `greedy`: the most probable action instead of a sampled one. `env`: the environment,
     where the run was trained on one given as an object.
@@ -53,18 +54,21 @@ def watch(
     the environment's own picture where it is PettingZoo's and can make one, or the entries of the observation. Beside
     the agents' names is what they have earned so far, with `common_reward` everyone the sum of all.
 
-    Raises RunError and CheckpointError as `load` does, ConfigError for an agent that is not there or another file name,
+    Raises RunError and CheckpointError as `load` does, ConfigError for an agent that is not there, another file name
+    or a `checkpoint` of loaded agents,
     ModuleNotFoundError where MP4 lacks its library.
     """
-    run = Run.open(run, root)
-    path = run.path / "watch.gif" if out is None else Path(out)
+    if isinstance(run, Agents) and checkpoint is not None:
+        raise ConfigError("checkpoint is of a run; these agents are loaded already: codream.load(run, checkpoint=…)")
+    folder = Path(run.name) if isinstance(run, Agents) else Run.open(run, root).path
+    path = folder / "watch.gif" if out is None else Path(out)
     try:
         check_film(path)
     except ValueError as err:
         raise ConfigError(str(err)) from None
     if episodes < 1 or fps <= 0:
         raise ConfigError(f"episodes must be 1 or more and fps above 0, got {episodes} and {fps:g}")
-    agents = load(run, checkpoint=checkpoint, env=env)
+    agents = run if isinstance(run, Agents) else load(folder, checkpoint=checkpoint, env=env)
     spec = agents.spec
     if agent is not None and agent not in spec.agents:
         raise ConfigError(f"{spec.name} has the agents {', '.join(spec.agents)}, got {agent!r}")
