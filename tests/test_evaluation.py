@@ -61,8 +61,15 @@ def test_every_side_plays_every_reference(result: CrossPlay, agents: Agents) -> 
     assert result.environment == "mpe2:simple_tag_v3"
     assert agents.steps == 400
     written = json.loads(json.dumps(result.to_json()))
-    assert set(written) == {"environment", "episodes", "rows"}
-    assert written["episodes"] == 4
+    # Every number says how it came about.
+    told = {"environment": "mpe2:simple_tag_v3", "steps": 400, "episodes": 4, "seeds": 1, "greedy": False}
+    assert told.items() <= written.items()
+    assert written["version"].startswith("mpe2 ")
+    assert written["device"].startswith("cpu")
+    assert written["run"] == agents.name
+    assert written["seconds"] > 0
+    assert written["members"]["agent"] == ["agent_0"]
+    assert set(written) == {*told, "version", "device", "run", "seconds", "members", "rows"}
     assert set(written["rows"][0]) == {"sides", "returns", "stderr", "side_stderr"}
     for row in written["rows"]:
         assert list(row["returns"]) == list(row["stderr"]) == list(agents.spec.agents)
@@ -94,7 +101,7 @@ def test_greedy_play_against_another_run_repeats(agents: Agents, host_run: Run) 
         agents, episodes=3, seeds=2, greedy=True, against=["flee", host_run.path], progress=False
     )
     one, two = play_it(), play_it()
-    assert one.to_json() == two.to_json()
+    assert one.to_json() | {"seconds": 0} == two.to_json() | {"seconds": 0}
     assert one.episodes == 6
     path = str(host_run.path)
     assert [tuple(row.sides.values()) for row in one.rows] == [
@@ -149,6 +156,9 @@ def test_one_side_and_three_sides() -> None:
     shown = CrossPlay("e", None, "r", 1, 1, 1, False, "cpu", 1.0, {"agent": ["agent_0", "agent_1"]}, rows)
     assert shown.table().row_count == 1
     assert shown.mean("agent", agent="self") == pytest.approx((1.5, 0.2))
+    rows = [Row({"side": "self", "self": "x"}, {"side_0": 1.0, "self_0": 2.0}, {}, {"side": 0.1, "self": 0.2})]
+    named_so = dataclasses.replace(shown, members={"side": ["side_0"], "self": ["self_0"]}, rows=rows)
+    assert named_so.mean("self", side="self", self="x") == (2.0, 0.2)
 
 
 def test_what_one_agent_wins_and_another_loses_is_no_error_of_their_side() -> None:

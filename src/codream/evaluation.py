@@ -80,17 +80,20 @@ class CrossPlay:
     """Social outcomes of self-play, where all agents are of one side."""
 
     def to_json(self) -> dict[str, Any]:
-        """`{"environment", "episodes", "rows": [{"sides", "returns", "stderr", "side_stderr"}]}`, plain values; with
-        one side also `"social": {"efficiency", "equality", "sustainability", "cooperation"}`, each [mean, standard
-        error]."""
+        """Plain values by the fields' names: the conditions, from `environment` to `members` (`seconds` of wall-clock
+        time), and `"rows": [{"sides", "returns", "stderr", "side_stderr"}]`; with one side also `"social":
+        {"efficiency", "equality", "sustainability", "cooperation"}`, each [mean, standard error]. Where one episode has
+        no standard error it is None."""
         rows = [dataclasses.asdict(row) for row in self.rows]
         for row in rows:  # one episode has no standard error, and JSON no NaN
             for name in ("stderr", "side_stderr"):
                 row[name] = {a: None if math.isnan(x) else x for a, x in row[name].items()}
-        found = {"environment": self.environment, "episodes": self.episodes, "rows": rows}
-        return found if self.social is None else {**found, "social": self.social.to_json()}
+        told = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        members = {side: list(agents) for side, agents in self.members.items()}
+        social = {} if self.social is None else {"social": self.social.to_json()}
+        return {name: x for name, x in told.items() if name != "social"} | {"members": members, "rows": rows} | social
 
-    def mean(self, side: str, **players: str) -> tuple[float, float]:
+    def mean(self, side: str, /, **players: str) -> tuple[float, float]:
         """Return of one agent of `side`, and its standard error, where `players` play: `mean("agent",
         adversary="chase", agent="self")`."""
         if side not in self.members:
