@@ -95,5 +95,6 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "api.html").read_text(encoding="utf-8")
-    for name in ("train", "watch", "compare", "Config", "TrainingDiverged"):
+    results = ("evaluation.Row", "social.Social", "inspection.Layer", "accelerators.Device", "agents.Player")
+    for name in (*codream.__all__, *results, "Agents.state", "Agents.make_env", "Agents.name"):
         assert f'id="codream.{name}"' in text, name

@@ -5,7 +5,8 @@ from codream.agents import Agents, load
 from codream.checkpoint import CheckpointError
 from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, EnvSpec, TimeStep, UnknownEnvironment, available_envs, make_env
-from codream.evaluation import CrossPlay, evaluate
+from codream.evaluation import CrossPlay, EndlessEpisode, evaluate
+from codream.guards import Stopped
 from codream.inspection import Inspection, inspect
 from codream.presets import preset
 from codream.report import Dreamed, Episode, compare, dream, report, watch
@@ -21,12 +22,14 @@ __all__ = [
     "CrossPlay",
     "Devices",
     "Dreamed",
+    "EndlessEpisode",
     "EnvSpec",
     "EnvironmentFailure",
     "Episode",
     "Inspection",
     "Run",
     "RunError",
+    "Stopped",
     "Sweep",
     "SweepFailed",
     "TimeStep",

@@ -32,7 +32,8 @@ __all__ = ["Sweep", "SweepFailed", "sweep"]
 
 
 class SweepFailed(RuntimeError):
-    """Some trials of a sweep failed for good; all others are done."""
+    """Some trials of a sweep failed for good; all others are done. The command `codream sweep` ends with it; the
+    function `codream.sweep` raises nothing for them and returns them as `Sweep.failed`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,8 @@ def sweep(
     become one number, `iqm` (interquartile mean, 95 % bootstrap interval) or `median` (and standard deviation).
 
     The same sweep again does what is missing: finished trials are left alone, unfinished ones go on as if they had
-    never stopped. Before anything starts, every combination is checked, also against the environment.
+    never stopped. Before anything starts, every combination is checked, also against the environment. Trials that
+    failed for good are in `Sweep.failed`.
 
     Raises ConfigError, UnknownEnvironment, RunError (the sweep is in use, or a trial of that name was trained with
     other options), ModuleNotFoundError without Ray.
