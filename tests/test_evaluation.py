@@ -142,9 +142,9 @@ def names(spec: EnvSpec, against: list[str] | None = None) -> list[tuple[str, ..
 
 def test_one_side_and_three_sides() -> None:
     one = EnvSpec("spread", ("agent_0", "agent_1"), ((2,), (2,)), (2, 2))
-    assert names(one) == [("self",)]
-    with pytest.raises(ConfigError, match="one side"):
-        names(one, ["random"])
+    assert names(one) == [("self",), ("random",), ("still",)]
+    assert names(one, ["random"]) == [("self",), ("random",)]
+    assert names(one, []) == [("self",)]
     three = EnvSpec("three", ("cat_0", "dog_0", "mouse_0"), ((2,),) * 3, (2,) * 3)
     assert names(three, ["random"]) == [
         ("self", "self", "self"),

@@ -178,9 +178,9 @@ def evaluate(
     given. With names, {name: opponent}, also policies of your own: objects with `act(timestep, rng)`, which answers a
     TimeStep of all copies with actions [copies, agents], whole numbers (the columns of other sides do not count), and
     with a NumPy Generator for what it draws; where `timestep.first`, an episode begins. With three
-    or more sides, all others are replaced at once. `checkpoint`: of the run, by its step or `best`. `env`: the
-    environment as an object, where the run was trained on one; an object that steps copies of its own is played with
-    these, and left open. `root`: where runs that are given by name are.
+    or more sides, all others are replaced at once; with one side all agents are, for comparison. `checkpoint`: of the
+    run, by its step or `best`. `env`: the environment as an object, where the run was trained on one; an object that
+    steps copies of its own is played with these, and left open. `root`: where runs that are given by name are.
 
     Raises ConfigError for an opponent that is none of these, of another environment, or that answers otherwise;
     EndlessEpisode where an episode is longer than 20,000 steps.
@@ -208,7 +208,7 @@ def evaluate(
             for seed in range(seeds):
                 done = len(rows) * seeds * episodes + seed * episodes
                 tell = lambda n, done=done: bar.update(done + n)  # noqa: E731
-                returns.append(play(host, players, episodes, seed, tell, outcomes))
+                returns.append(play(host, players, episodes, seed, tell, None if rows else outcomes))
             rows.append(_row(spec, sides, np.concatenate(returns)))
         bar.update(len(rows) * seeds * episodes, last=True)
     return CrossPlay(
@@ -246,17 +246,18 @@ _LineUp = tuple[dict[str, str], dict[str, Any]]  # names and policies by side
 
 
 def _line_ups(spec: EnvSpec, me: Any, opponents: dict[str, dict[str, Any]]) -> list[_LineUp]:
-    """Self-play, then every side against every opponent that all other sides have."""
+    """Self-play, then every side against every opponent that all other sides have; with one side, which has nobody to
+    play against, what they get in its place."""
     sides = list(spec.sides)
     found: list[_LineUp] = [(dict.fromkeys(sides, "self"), dict.fromkeys(sides, me))]
     for side in sides:
-        others = [other for other in sides if other != side]
+        others = [other for other in sides if other != side] or sides
         for name, policies in opponents.items():
-            if others and all(other in policies for other in others):
+            if all(other in policies for other in others):
                 found.append(
                     (
-                        {s: "self" if s == side else name for s in sides},
-                        {s: me if s == side else policies[s] for s in sides},
+                        {s: name if s in others else "self" for s in sides},
+                        {s: policies[s] if s in others else me for s in sides},
                     )
                 )
     return found
@@ -270,8 +271,6 @@ def _opponents(
     root: str | Path,
 ) -> dict[str, dict[str, Any]]:
     """Policies by side, by the opponent's name."""
-    if len(spec.sides) == 1 and against:
-        raise ConfigError(f"{spec.name} has one side ({', '.join(spec.sides)}), so there is nobody to play against")
     references: dict[str, dict[str, Any]] = {}
     for side, policies in references_for(spec).items():
         for name, policy in policies.items():

@@ -251,10 +251,11 @@ def alone(spec: EnvSpec) -> dict[str, Any]:
     returns = dict.fromkeys(spec.agents, 3.0)
     row = {"sides": {"agent": "self"}, "returns": returns, "stderr": dict.fromkeys(spec.agents, None)}
     row["side_stderr"] = {"agent": None}
+    random = row | {"sides": {"agent": "random"}, "returns": dict.fromkeys(spec.agents, 1.0)}
     found |= {"sides": {"agent": list(range(spec.num_agents))}, "agents": list(spec.agents)}
     found |= {"actions": action_names(spec), "num_actions": list(spec.num_actions)}
     found["scenes"] = [scene_of(episode_of(spec), spec)]
-    found["cross_play"] |= {"members": {"agent": list(spec.agents)}, "rows": [row]}
+    found["cross_play"] |= {"members": {"agent": list(spec.agents)}, "rows": [row, random]}
     found["baselines"] = [{"sides": {"agent": "random"}, "returns": {"agent": 1.0}, "stderr": {"agent": 0.1}}]
     found["model"]["foresight"] = None
     return found

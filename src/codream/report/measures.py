@@ -59,7 +59,7 @@ def measure_run(
     if cross_play is None:
         cross_play = evaluate(agents, episodes=episodes, progress=progress)
     with Bar("report", 4, unit="parts", show=progress) as bar:
-        baselines = _baselines(agents, spec, episodes)
+        baselines = _baselines(agents, spec, episodes, cross_play)
         bar.note("playing held-out episodes")
         bar.update(1)
         count, limit = (min(episodes, IMAGE_EPISODES), IMAGE_LIMIT) if spec.is_image else (episodes, LIMIT)
@@ -153,14 +153,19 @@ def _affordable(agents: Agents) -> int:
     return int(np.clip(BUDGET / PAIRINGS / max(each, 1e-6), 2, EPISODES))
 
 
-def _baselines(agents: Agents, spec: EnvSpec, episodes: int) -> list[dict[str, Any]]:
-    """Returns of references against references, so that a reader sees where the trained agents stand between them."""
+def _baselines(agents: Agents, spec: EnvSpec, episodes: int, cross_play: CrossPlay) -> list[dict[str, Any]]:
+    """Returns of references against references, so that a reader sees where the trained agents stand between them. With
+    one side the evaluation has them."""
     sides = list(spec.sides)
     if len(sides) > 2:
         return []
+    if len(sides) == 1:
+        means = lambda row: {sides[0]: float(np.mean(list(row.returns.values())))}  # noqa: E731
+        alone = [row for row in cross_play.rows if row.sides[sides[0]] != "self"]
+        return [{"sides": row.sides, "returns": means(row), "stderr": row.side_stderr} for row in alone]
     policies = references_for(spec)
     first, second = sides[0], sides[-1]
-    pairs = [(one, other) for one in policies[first] for other in (policies[second] if second != first else [one])]
+    pairs = [(one, other) for one in policies[first] for other in policies[second]]
     rows = []
     with contextlib.closing(as_host(agents.make_env(episodes), episodes)) as env:
         for one, other in pairs:

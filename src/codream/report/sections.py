@@ -18,7 +18,7 @@ def cross_play(measured: Mapping[str, Any]) -> str:
     """The table against the references, one sentence per side on what it means, and under which conditions."""
     result, baselines = measured["cross_play"], measured.get("baselines", [])
     sides = list(result["members"])
-    table = _matrix(result, baselines) if len(sides) == 2 else _list(result, baselines)
+    table = _matrix(result, baselines) if len(sides) == 2 else _list(result)
     said = "".join(f"<li>{line}</li>" for line in standing(measured))
     played = {name for row in result["rows"] for name in row["sides"].values()}
     scripts = [f"<code>{name}</code>" for name in _SCRIPTED if name in played]
@@ -147,7 +147,7 @@ def _who(name: str, side: str) -> str:
     return f"trained {html.escape(side)}" if name == "self" else html.escape(name)
 
 
-def _list(result: Mapping[str, Any], baselines: Sequence[Mapping[str, Any]]) -> str:
+def _list(result: Mapping[str, Any]) -> str:
     """A row for every line-up; where all are of one side also every agent's own return."""
     sides = list(result["members"])
     alone = list(result["members"][sides[0]]) if len(sides) == 1 else []
@@ -156,17 +156,13 @@ def _list(result: Mapping[str, Any], baselines: Sequence[Mapping[str, Any]]) -> 
     head += "".join(f'<th scope="col">of {html.escape(agent)}</th>' for agent in alone)
     body = ""
     for row in result["rows"]:
+        base = "" if "self" in row["sides"].values() else ' class="base"'
         body += "<tr>" + "".join(f'<th scope="row">{_who(row["sides"][s], s)}</th>' for s in sides)
         body += "".join(
-            f"<td>{_mean(row['returns'], result['members'][s]):.2f}{_error(row['side_stderr'], s)}</td>" for s in sides
+            f"<td{base}>{_mean(row['returns'], result['members'][s]):.2f}{_error(row['side_stderr'], s)}</td>"
+            for s in sides
         )
-        body += (
-            "".join(f"<td>{row['returns'][agent]:.2f}{_error(row['stderr'], agent)}</td>" for agent in alone) + "</tr>"
-        )
-    for row in baselines:
-        body += "<tr>" + "".join(f'<th scope="row">{html.escape(row["sides"][s])}</th>' for s in sides)
-        body += "".join(f'<td class="base">{row["returns"][s]:.2f}{_error(row["stderr"], s)}</td>' for s in sides)
-        body += '<td class="base"></td>' * len(alone) + "</tr>"
+        body += "".join(f"<td{base}>{row['returns'][a]:.2f}{_error(row['stderr'], a)}</td>" for a in alone) + "</tr>"
     return f'<div class="wide"><table class="cross"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
