@@ -489,11 +489,11 @@ def test_rewards_are_predicted_in_the_order_in_which_an_agent_numbers_all():
     spec, three = Mixed().spec, jnp.array([1.0, 2.0, 3.0])
     config = unresolved().resolve(spec)
     model = eqx.tree_at(lambda m: m.reward.out.bias, MarkovModel(spec, config, jax.random.key(0)), three)
-    seen, never, always = jnp.zeros((1, 4)), jnp.zeros((1, 4), bool), jnp.ones((1, 3), bool)
+    obs, never, always = jnp.zeros((1, 4)), jnp.zeros((1, 4), bool), jnp.ones((1, 3), bool)
 
     @eqx.filter_jit
     def loss(model, me):
-        one = Transition(seen, never, always.astype(int), always, three[None], never[:, 0], seen, me[None])
+        one = Transition(obs, never, always.astype(int), always, three[None], never[:, 0], obs, always[:, 0], me[None])
         return markov_loss(model, one, jax.random.key(0), config)[1]["reward"]
 
     losses = [float(loss(model, jnp.asarray(me))) for me in range(3)]
