@@ -13,10 +13,10 @@ from helpers import Toy, tiny_config
 from rich.console import Console
 
 import codream
-from codream import Run, cli, matwm, preset
+from codream import ConfigError, Run, cli, matwm, preset
 from codream.accelerators import _backend_versions, devices
 from codream.config import Config
-from codream.inspection import Inspection, inspect
+from codream.inspection import _APART, Inspection, inspect
 from codream.matwm import State
 
 
@@ -126,6 +126,12 @@ def test_a_run_and_an_environment_as_an_object(host_run: Run) -> None:
     console = Console(file=io.StringIO(), width=100)
     console.print(found)
     assert "cat_0" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_learner_that_is_not_known_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(_APART, "matwm")
+    with pytest.raises(ConfigError, match=r"algo=matwm is not in codream\.inspection\._APART, which has wm_rnd: add"):
+        inspect(tiny_config())
 
 
 def test_devices_say_where_codream_computes() -> None:

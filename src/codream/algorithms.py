@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from codream import matwm, wm_rnd
-from codream.config import Config
+from codream.config import Config, ConfigError
 from codream.envs import EnvSpec, TimeStep
 from codream.metrics import Metrics
 
-__all__ = ["Algorithm", "State", "algorithm"]
+__all__ = ["Algorithm", "State", "algorithm", "of_learner"]
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -71,4 +73,12 @@ _MODULES: dict[str, ModuleType] = {"matwm": matwm, "wm_rnd": wm_rnd}
 
 def algorithm(config: Config) -> Algorithm:
     """The learner that `config.algo` names."""
-    return _MODULES[config.algo]  # pyright: ignore[reportReturnType]
+    return of_learner(_MODULES, config.algo, "codream.algorithms._MODULES")  # pyright: ignore[reportReturnType]
+
+
+def of_learner(parts: Mapping[str, T], algo: str, place: str) -> T:
+    """What a learner has in the table `parts`, which stands at `place`: reports and inspection know learners by more
+    than `Algorithm` lists. Raises ConfigError, with what is to be added, for one that is not there."""
+    if algo not in parts:
+        raise ConfigError(f"algo={algo} is not in {place}, which has {', '.join(parts)}: add what it needs there")
+    return parts[algo]

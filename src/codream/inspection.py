@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from codream import matwm
+from codream.algorithms import of_learner
 from codream.building import build_env
 from codream.config import Config
 from codream.envs import EnvSpec, HostEnv, TimeStep
@@ -121,8 +122,8 @@ def inspect(
     if isinstance(made, HostEnv):
         made.close()
     config = config.resolve(spec)
-    taken = wm_rnd_apart(spec, config) if config.algo == "wm_rnd" else _matwm_apart(spec, config)
-    gains = _GAINS[config.algo]
+    taken = of_learner(_APART, config.algo, "codream.inspection._APART")(spec, config)
+    gains = of_learner(_GAINS, config.algo, "codream.inspection._GAINS")
     if isinstance(getattr(taken.model, "representation", None), Change):
         gains = (*gains, _CHANGE_GAIN)
     modules = ({} if taken.model is None else {"world_model": taken.model}) | taken.agent
@@ -150,6 +151,9 @@ def _matwm_apart(spec: EnvSpec, config: Config) -> Apart:
     }
     parts = {"actor": one.actor, "critic": one.critic}
     return Apart(state.world_model, parts, _dry_run(state, one, config), _matwm_work(state, config), held)
+
+
+_APART = {"matwm": _matwm_apart, "wm_rnd": wm_rnd_apart}  # what gives an `Apart` of a learner
 
 
 # ------------------------------------------------------------------------------------------ parts

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from codream import markov_quality, matwm
+from codream import markov_quality, matwm, wm_rnd
 from codream.agents import Agents
 from codream.compiled import quick_jit
+from codream.config import ConfigError
 from codream.envs import EnvSpec, HostEnv, TimeStep
 from codream.envs.answers import check_answer
 from codream.evaluation import as_host
@@ -314,6 +315,11 @@ def _functions(agents: Agents) -> tuple[Any, int, Any, Any]:
     state = agents.state
     if isinstance(state, matwm.State):
         return state.world_model, agents.config.agents.context, _one_step, _open_loop
+    if not isinstance(state, wm_rnd.State):
+        raise ConfigError(
+            f"{agents.name}: algo={agents.config.algo} is not in codream.model_quality._functions, which knows "
+            "matwm.State and wm_rnd.State: add what measures its world model there"
+        )
     if state.world_model is None:
         raise ValueError(f"{agents.name} has no world model (projection.coef is 0), so there is none to measure")
     scale = state.rewards.scale

@@ -249,7 +249,7 @@ def _of_no_use(config: Config, spec: EnvSpec) -> list[str]:
         }
         told.append(
             f"nothing, or hardly anything, will be learned: the first update comes after {first:,} steps "
-            f"({why[config.algo]}), and total_steps is {config.total_steps:,}"
+            f"({why.get(config.algo, f'algo={config.algo}')}), and total_steps is {config.total_steps:,}"
         )
     return told + idle(config)
 

@@ -6,17 +6,20 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from scenes import TAG, episode_of, lines, measured, run_folder, with_measures
 
 import codream
-from codream import CrossPlay, Run, RunError, cli, trainer
+from codream import ConfigError, CrossPlay, Run, RunError, cli, load, trainer
 from codream.envs import EnvSpec
 from codream.envs.actions import action_names
+from codream.model_quality import _functions
 from codream.report.animation import scene_of
 from codream.report.charts import _numbers, agent_styles, palette
+from codream.report.dreams import _dreamer
 from codream.report.panels import training_panels
 from codream.runs import replace_text
 
@@ -126,6 +129,18 @@ def test_the_panels_in_the_specs_order() -> None:
     assert summed[-1] == pytest.approx(expected, rel=1e-4)
     assert "guessing" in panels[2].svg
     assert "dashed line" not in training_panels(lines(TAG.agents), TAG.agents, TAG.sides)[2].sentence
+
+
+def test_a_learner_that_reports_do_not_know_is_told_what_is_missing(host_run: Run) -> None:
+    with pytest.raises(
+        ConfigError, match=r"algo=mine is not in codream\.report\.panels\..*, which has matwm"
+    ):
+        training_panels(lines(TAG.agents), TAG.agents, TAG.sides, algo="mine")
+    agents = load(host_run)
+    agents.state = SimpleNamespace(spec=agents.spec)
+    for known, place in ((_dreamer, "dreams._dreamer"), (_functions, "model_quality._functions")):
+        with pytest.raises(ConfigError, match=f"{place}, which knows"):
+            known(agents)
 
 
 def test_a_loss_over_many_magnitudes_is_drawn_on_a_logarithmic_axis() -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped
 
-from codream import matwm
+from codream import matwm, wm_rnd
 from codream.actor_critic import Actor, Critic
 from codream.agents import Agents, load
 from codream.compiled import quick_jit
@@ -200,7 +200,12 @@ def _dreamer(agents: Agents) -> tuple[Any, int]:
 
     if isinstance(agents.state, matwm.State):
         return matwm_dreams, agents.config.agents.context
-    return markov_dreams, LOOKED
+    if isinstance(agents.state, wm_rnd.State):
+        return markov_dreams, LOOKED
+    raise ConfigError(
+        f"{agents.name}: algo={agents.config.algo} is not in codream.report.dreams._dreamer, which knows matwm.State "
+        "and wm_rnd.State: add what imagines along an episode with it there"
+    )
 
 
 def _length(steps: list[Any], most: int = MOST_STEPS) -> int:

@@ -67,7 +67,7 @@ def measure_run(
         bar.note("measuring the world model")
         bar.update(2)
         quality = None
-        if agents.state.world_model is not None:
+        if getattr(agents.state, "world_model", None) is not None:
             quality = measure(agents, agents.player(), "trained play", samples=SAMPLES, played=played)
         bar.note("dreaming")
         bar.update(3)
@@ -113,7 +113,7 @@ def _refuse_of_others(cross_play: CrossPlay, run: Run, agents: Agents) -> None:
 
 def scenes_of(agents: Agents, played: Recording, chosen: list[tuple[str, int]]) -> list[dict[str, Any]]:
     """Recorded episodes and all agents' dreams of them, ready to be drawn."""
-    predicts = getattr(agents.state.world_model, "team", None) is not None
+    predicts = getattr(getattr(agents.state, "world_model", None), "team", None) is not None
     others = "predicted" if predicts else "mirrored"
     common = agents.config.common_reward
     return [scene_of(episode, agents.spec, others, common) for episode in dreams_of(agents, played, chosen)]

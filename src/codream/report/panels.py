@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from codream.algorithms import of_learner
 from codream.report.charts import Line, agent_styles, chart
 
 __all__ = ["PARTS_OF_LOSS", "Panel", "moving_average", "training_panels"]
@@ -46,7 +47,9 @@ def training_panels(
 ) -> list[Panel]:
     """What training logged, as charts. MATWM: SPEC's nine panels, in its order; a metric that was not logged gives a
     panel that says so. WM-RND: its own, as far as the run has those parts."""
-    panels = {"matwm": _matwm_panels, "wm_rnd": _wm_rnd_panels}[algo](_Logged(metrics, agents, sides), num_actions)
+    panels_of = {"matwm": _matwm_panels, "wm_rnd": _wm_rnd_panels}
+    draw = of_learner(panels_of, algo, "codream.report.panels.training_panels")
+    panels = draw(_Logged(metrics, agents, sides), num_actions)
     if algo == "matwm" and any(f"agent/{agents[0]}/intrinsic_reward" in line for line in metrics):
         panels.append(_curiosity(_Logged(metrics, agents, sides)))
     return panels

@@ -91,7 +91,7 @@ def _frames(
 ) -> list[Image.Image]:
     chosen = [(f"episode {k + 1}", k) for k in range(episodes)]
     spec = agents.spec
-    dreams = dream and agents.state.world_model is not None
+    dreams = dream and getattr(agents.state, "world_model", None) is not None
     scenes = scenes_of(agents, played, chosen) if dreams else []
     common = agents.config.common_reward
     if not scenes:
