@@ -73,6 +73,9 @@ class Categorical(eqx.Module):
             self.encoder_out = MLP(self.encoder.out_size, self.size, config.units, 0, k2)
             self.decoder = DeconvCNN(self.size, (height, width, channels), config.image_depth, k3)
         else:
+            # Between `encoder.out` and the first layer of `encoder_out` is no activation, so the two products could be
+            # one: none of the `encoder_layers` activations is missing, but there is a layer too many. It stays, because
+            # checkpoints have it.
             layers = max(config.encoder_layers - 1, 0)
             self.encoder = MLP(spec.obs_size, config.units, config.units, layers, k1)
             self.encoder_out = MLP(config.units, self.size, config.units, 1, k2)

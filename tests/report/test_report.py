@@ -132,9 +132,7 @@ def test_the_panels_in_the_specs_order() -> None:
 
 
 def test_a_learner_that_reports_do_not_know_is_told_what_is_missing(host_run: Run) -> None:
-    with pytest.raises(
-        ConfigError, match=r"algo=mine is not in codream\.report\.panels\..*, which has matwm"
-    ):
+    with pytest.raises(ConfigError, match=r"algo=mine is not in codream\.report\.panels\..*, which has matwm"):
         training_panels(lines(TAG.agents), TAG.agents, TAG.sides, algo="mine")
     agents = load(host_run)
     agents.state = SimpleNamespace(spec=agents.spec)
