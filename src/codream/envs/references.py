@@ -9,7 +9,6 @@ axes before the agents (copies, seeds, …) and no loop over them. It works on N
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from codream.envs import EnvSpec, TimeStep
 from codream.envs.actions import idle_action
 
-__all__ = ["Chase", "Flee", "Random", "Reference", "Still", "reference", "references_for"]
+__all__ = ["Chase", "Flee", "Random", "Reference", "Still", "references_for"]
 
 _Array = Array | np.ndarray
 
@@ -155,24 +154,6 @@ def references_for(spec: EnvSpec) -> dict[str, dict[str, Reference]]:
         found["adversary"]["chase"] = Chase(layout)
         found["agent"]["flee"] = Flee(layout)
     return found
-
-
-def reference(spec: EnvSpec, side: str, name: str) -> Reference:
-    """One reference by side and name.
-
-    Raises `ValueError` for a side or name that does not exist, listing those that do, the nearest first.
-    """
-    found = references_for(spec)
-    if side not in found:
-        raise ValueError(f"{spec.name} has no side {side!r}; {_listed(side, found)}")
-    if name not in found[side]:
-        raise ValueError(f"{spec.name} has no reference {name!r} for the side {side!r}; {_listed(name, found[side])}")
-    return found[side][name]
-
-
-def _listed(asked: str, names: Any) -> str:
-    near = difflib.get_close_matches(asked, list(names), n=3)
-    return "those that exist: " + ", ".join([*near, *(name for name in names if name not in near)])
 
 
 # ---------------------------------------------------------------------------------- arrays of either library

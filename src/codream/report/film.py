@@ -58,14 +58,12 @@ def frames_of(
     sides: Mapping[str, Sequence[int]],
     agents: Sequence[str] | None = None,
     title: str = "",
-    dream: bool = True,
 ) -> list[Image.Image]:
-    """One picture for every step. `agents`: their names, for the legend. `title`: written at the top. `dream`: also
-    what agent `focal` imagined."""
+    """One picture for every step, beside what agent `focal` imagined, if it did. `agents`: their names, for the legend.
+    `title`: written at the top."""
     view = scene["views"][focal]
-    dream = dream and view["dream"] is not None
     colours = _colours(sides)
-    columns = ["real", "dream"] if dream else ["real"]
+    columns = ["real"] if view["dream"] is None else ["real", "dream"]
     who = agents[focal] if agents else f"agent {focal}"
     wide = len(columns) * SIZE + (len(columns) + 1) * ROOM
     legend = LEGEND if agents else 0

@@ -25,7 +25,7 @@ from codream.evaluation import CrossPlay, as_host, evaluate, play
 from codream.model_quality import Recording, measure
 from codream.progress import Bar
 from codream.report.animation import scene_of
-from codream.report.dreams import MOST_STEPS, dreams_of, recorded, typical_episodes
+from codream.report.dreams import dreams_of, recorded, typical_episodes
 from codream.runs import Run, replace_text
 
 __all__ = ["FORMAT", "latest_measures", "measure_run", "saved_measures", "scenes_of"]
@@ -86,7 +86,6 @@ def measure_run(
         "baselines": baselines,
         "model": None if quality is None else dataclasses.asdict(quality),
         "scenes": scenes,
-        "most_steps": MOST_STEPS,
     }
     found = _finite(found)
     replace_text(run.measured, json.dumps(found) + "\n")
