@@ -82,7 +82,9 @@ def test_code_runs(page: Path, host_run: Run, tmp_path: Path, monkeypatch: pytes
     report, evaluate = codream.report, codream.evaluate
     monkeypatch.setattr(codream, "train", short)
     monkeypatch.setattr(codream, "report", lambda run: report(run, quick=True))
-    monkeypatch.setattr(codream, "evaluate", lambda agents, episodes: evaluate(agents, episodes=2, progress=False))
+    monkeypatch.setattr(
+        codream, "evaluate", lambda agents, episodes, **more: evaluate(agents, episodes=2, progress=False, **more)
+    )
     names: dict[str, Any] = {}
     for block in blocks(page, "python"):
         exec(compile(block, page.name, "exec"), names)
