@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,3 +153,40 @@ def test_entries_that_never_change_have_no_curve_and_small_ones_do() -> None:
     assert scene["views"][0]["entries"] == []
     assert "<svg" not in storyboard(scene, 0, spec.agents)
     assert film(scene, 0, spec.sides).startswith(b"GIF8")
+
+
+class Undrawn:
+    """Copies that take a render mode, and have no picture."""
+
+    spec = TAG
+
+    def __init__(self, gives: Any) -> None:
+        self.gives = gives
+
+    def reset(self, seeds: Any) -> None:
+        del seeds
+
+    def picture(self) -> Any:
+        if isinstance(self.gives, Exception):
+            raise self.gives
+        return self.gives
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("gives", "note"),
+    [
+        (NotImplementedError(), "but raised NotImplementedError"),
+        ("a text", "but gave 'a text'"),
+        (np.zeros((4, 4)), r"but gave an array of shape (4, 4)"),
+        (None, "but gave None"),
+    ],
+)
+def test_an_environment_that_takes_a_render_mode_need_not_draw(
+    gives: Any, note: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agents = object.__new__(codream.Agents)  # nothing is loaded
+    vars(agents).update(spec=TAG, make_env=lambda *_, **__: Undrawn(gives), player=lambda **_: None)
+    assert watching._own_pictures(agents, 1, False, 0) == []
+    assert note in capsys.readouterr().err

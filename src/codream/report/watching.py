@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def _pictured(agents: Agents, env: Any, episodes: int, greedy: bool, seed: int) 
         player, here = agents.player(greedy=greedy), env.reset(np.asarray([seed + k]))
         total = np.zeros(agents.spec.num_agents)
         for t in range(LIMIT + 1):
-            picture = env.picture()
+            picture = _picture(env)
             if picture is None:
                 return []
             frames.append(framed(picture, f"episode {k + 1}", t, agents.spec.agents, total, agents.spec.sides))
@@ -140,3 +141,21 @@ def _pictured(agents: Agents, env: Any, episodes: int, greedy: bool, seed: int) 
             total = total + np.asarray(paid.reward)[0]
         frames += [frames[-1]] * HELD
     return frames
+
+
+def _picture(env: Any) -> np.ndarray | None:
+    """What the environment draws; None, and a note why, where that fails or is no picture."""
+    try:
+        picture = env.picture()
+    except Exception as err:  # taking a render mode does not mean that there is a `render`
+        got = f"raised {type(err).__name__}" + (f": {err}" if str(err) else "")
+    else:
+        if isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.shape[-1] in (3, 4) and picture.size:
+            return picture
+        got = f"gave an array of shape {picture.shape}" if isinstance(picture, np.ndarray) else f"gave {picture!r:.40}"
+    print(
+        f"codream: {env.spec.name} is shown as curves: its render was to give an RGB array [height, width, 3] "
+        f"(render_mode rgb_array), but {got}",
+        file=sys.stderr,
+    )
+    return None
