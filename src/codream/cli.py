@@ -26,7 +26,7 @@ from codream.checkpoint import CheckpointError
 from codream.commands import Compare, Devices, Envs, Evaluate, Inspect, Report, Train, Watch
 from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, UnknownEnvironment
-from codream.envs.own import maker
+from codream.envs.own import maker, raised_at
 from codream.envs.registry import envs_table
 from codream.evaluation import CrossPlay, EndlessEpisode, evaluate
 from codream.health import TrainingDiverged
@@ -267,4 +267,6 @@ def _cache_compilations() -> None:
 
 def _fail(err: Exception, status: int) -> int:
     print(f"codream: {err}", file=sys.stderr)
+    if isinstance(err, EnvironmentFailure | ConfigError | ModuleNotFoundError) and (place := raised_at(err)):
+        print(f"  raised at {place}", file=sys.stderr)
     return status

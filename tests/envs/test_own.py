@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
-from toys import Toy
+from helpers import tiny_config
+from toys import FaultyToy, Toy
 
-from codream import Config, make_env
+from codream import Config, ConfigError, make_env
 from codream.building import build_beside, build_env
-from codream.envs import UnknownEnvironment
-from codream.envs.own import maker, place_of
+from codream.envs import EnvironmentFailure, HostEnv, UnknownEnvironment
+from codream.envs.own import maker, place_of, raised_at
 
 
 @pytest.fixture
@@ -94,3 +96,39 @@ def test_only_what_was_made_is_closed() -> None:
             assert given not in Counted.closed
     ready.close()  # type: ignore[union-attr]
     assert len(Counted.closed) == 2
+
+
+def test_where_an_error_of_ones_own_code_began(folder: Path) -> None:
+    (folder / "mine_that_lacks.py").write_text("\nimport a_package_that_nobody_has\n")
+    with pytest.raises(ModuleNotFoundError) as lacks:
+        maker("mine_that_lacks:Arena")
+    place = f"{folder / 'mine_that_lacks.py'}:2, in <module>: import a_package_that_nobody_has"
+    assert (raised_at(lacks.value) or "").endswith(place)
+    for workers in (1, 2):  # here, and in another process
+        env = make_env(FaultyToy, 2, env_workers=workers)
+        assert isinstance(env, HostEnv)
+        seeds = np.zeros(2, int)
+        env.reset(seeds)
+        env.step(np.zeros((2, 2), int), seeds)
+        env._copies.envs[0].fault = "" if workers == 2 else "step"  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(EnvironmentFailure) as failed:
+            env.step(np.zeros((2, 2), int), seeds)
+        place = raised_at(failed.value) or ""
+        assert "toys.py:" in place
+        assert place.endswith('in step: raise ZeroDivisionError("the engine stalled")')
+        env.close()
+    with pytest.raises(ConfigError) as built:
+        build_env(tiny_config(), 1, Refusing)
+    assert (raised_at(built.value) or "").endswith('in __init__: raise ValueError("no display")')
+
+
+def test_what_codream_refuses_was_raised_nowhere_else() -> None:
+    for env, wanted in ((Toy, {"sizes": 3}), (np, {})):
+        with pytest.raises(ConfigError) as refused:
+            build_env(tiny_config(env_kwargs=wanted), 1, env)
+        assert raised_at(refused.value) is None
+
+
+class Refusing(Toy):
+    def __init__(self) -> None:
+        raise ValueError("no display")

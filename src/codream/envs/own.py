@@ -6,14 +6,18 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
+import re
+import site
 import sys
+import sysconfig
+import traceback
 from pathlib import Path
 from typing import Any
 
 from codream.envs import EnvSpec, HostEnv
 from codream.envs.registry import UnknownEnvironment
 
-__all__ = ["apart", "maker", "own_copies", "place_of"]
+__all__ = ["apart", "maker", "own_copies", "place_of", "raised_at"]
 
 
 def maker(place: str) -> Any:
@@ -96,3 +100,41 @@ def place_of(env: Any) -> str | None:
     for part in name.split("."):
         found = getattr(found, part, None)
     return f"{module}:{name}" if found is env else None
+
+
+def raised_at(err: BaseException) -> str | None:
+    """Where in an environment's own code an error began, as `FILE:LINE, in FUNCTION: CODE`; None where no code but
+    codream's and that of the libraries below it took part.
+
+    Of another process's error the traceback is a note (`codream.envs.workers`). Code that is not installed goes before
+    installed code: what a library was given is what its caller can mend.
+    """
+    while type(err).__module__.startswith("codream") and err.__cause__ is not None:
+        err = err.__cause__
+    if type(err).__module__.startswith("codream"):
+        return None
+    told = "".join([*traceback.format_tb(err.__traceback__), *getattr(err, "__notes__", [])])
+    own = [found for found in _FRAME.findall(told) if not _is_below(found[0])]
+    own = [found for found in own if not _is_in(found[0], _INSTALLED)] or own
+    if not own:
+        return None
+    file, line, function, code = own[-1]
+    return f"{file}:{line}, in {function}" + (f": {code}" if code else "")
+
+
+_FRAME = re.compile(r'^  File "(.+)", line (\d+), in (.+)\n(?:    (.*)\n)?', re.MULTILINE)
+_PATHS = sysconfig.get_paths()
+_INSTALLED = {_PATHS["purelib"], _PATHS["platlib"], *site.getsitepackages(), site.getusersitepackages()}
+_CODREAM = str(Path(__file__).parents[1])
+_BELOW = ("pettingzoo", "gymnasium", "numpy", "jaxtyping", "beartype")
+"""They only hand on what an environment or codream gives them."""
+
+
+def _is_below(file: str) -> bool:
+    below = {_CODREAM} | {str(Path(folder) / name) for folder in _INSTALLED for name in _BELOW}
+    standard = _is_in(file, {_PATHS["stdlib"]}) and not _is_in(file, _INSTALLED)
+    return file.startswith("<") or standard or _is_in(file, below)
+
+
+def _is_in(file: str, folders: set[str]) -> bool:
+    return any(Path(file).is_relative_to(folder) for folder in folders)
