@@ -161,8 +161,11 @@ def test_an_environment_of_ones_own(
         assert "on the command line --env-from helpers:Toy, in Python env=…" in capsys.readouterr().err
     assert cli.main([*on, *own]) == 0
     assert run.config.total_steps == 300
-    assert cli.main([*on, *own]) == 2
-    assert f"codream train --resume {run.path.relative_to(tmp_path)} --env-from helpers:Toy --total-steps " in (
+    # The same environment, found elsewhere: from now on there.
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "moved_toy.py").write_text("import functools\nimport helpers\nsame = functools.partial(helpers.Toy)\n")
+    assert cli.main([*on, "--env-from", "moved_toy:same"]) == 2
+    assert f"codream train --resume {run.path.relative_to(tmp_path)} --env-from moved_toy:same --total-steps " in (
         capsys.readouterr().err
     )
 

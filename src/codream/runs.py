@@ -203,11 +203,18 @@ class Run:
 
     @property
     def maker(self) -> str | None:
-        """MODULE:NAME of the class or function that made its environment, where it was given as an object and can be
-        found like that. It is only told, never imported."""
+        """MODULE:NAME of what made its environment, where it was given as an object and can be found like that. It is
+        only told, never imported."""
         place = self.about["environment"].get("maker")
         # It is told as something to type, and a run may come from anywhere.
         return place if isinstance(place, str) and re.fullmatch(r"[\w.]+:[\w.]+", place) else None
+
+    def made_by(self, env: Any) -> None:
+        """Note where the environment is found that this run goes on with, if that can be said."""
+        about, place = self.about, place_of(env)
+        if about["environment"]["by_object"] and place not in (None, self.maker):
+            about["environment"]["maker"] = place
+            replace_text(self.path / "run.json", json.dumps(about, indent=2) + "\n")
 
     def needs_its_environment(self) -> RunError:
         """What is said where a run on an object is to be used without it."""

@@ -19,7 +19,7 @@ from codream.building import build_beside, build_env
 from codream.checkpoint import Checkpoint
 from codream.config import KEEPING, Config, ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv
-from codream.envs.own import apart, own_copies
+from codream.envs.own import apart, own_copies, place_of
 from codream.guards import LeaveRequests
 from codream.health import TrainingDiverged
 from codream.hosts import SharedEnv, is_first, most, number, perhaps_from_first, text_from_first
@@ -203,7 +203,7 @@ def _trained(
             _refuse_one_of_its_kind(env, only)
         if number() > 1:
             made = _shared(made, config)
-        together = _together(driver_for(made, config), config, len(requests))
+        together = _together(driver_for(made, config), config, len(requests), env)
         scores = [
             Scorer(r.config, made.spec, copies) if config.checkpoints_best is not None else None for r in requests
         ]
@@ -211,7 +211,7 @@ def _trained(
             for scorer in filter(None, scores):
                 stack.callback(scorer.close)
             runs = _held(requests, made.spec, root, stack, env)
-            resumed = [_resumed(run, together.driver, r) for r, run in zip(requests, runs, strict=True)]
+            resumed = [_resumed(run, together.driver, r, env) for r, run in zip(requests, runs, strict=True)]
             begun = [0 if runner is None else int(runner.state.steps) for runner, _ in resumed]
             title = "train" if len(runs) == 1 else f"train {len(runs)} seeds"
             shown = progress and is_first()
@@ -277,14 +277,15 @@ def _shared(env: HostEnv | GraphEnv, config: Config) -> HostEnv | GraphEnv:
     return SharedEnv(env) if isinstance(env, HostEnv) else env
 
 
-def _together(driver: HostDriver | GraphDriver, config: Config, count: int) -> Runs:
+def _together(driver: HostDriver | GraphDriver, config: Config, count: int, env: Any) -> Runs:
     if count == 1:
         return Alone(driver, config.devices)
     if isinstance(driver, GraphDriver):
         return Together(driver, count)
+    asked = f"--env {config.env}" if env is None else f"--env-from {place_of(env) or 'MODULE:NAME'}"
     raise ConfigError(
         f"several seeds are trained together where the environment is part of the program (jaxmarl:…, socialjax:…); "
-        f"{config.env} runs on the host: train its seeds one by one"
+        f"{config.env} runs on the host: train its seeds side by side with codream sweep {asked} --seeds {count}"
     )
 
 
@@ -363,7 +364,7 @@ def environment_of(config: Config, env: Any) -> tuple[HostEnv | GraphEnv, Config
         raise
 
 
-def _resumed(run: Run, driver: HostDriver | GraphDriver, request: _Request) -> tuple[Runner | None, int]:
+def _resumed(run: Run, driver: HostDriver | GraphDriver, request: _Request, env: Any) -> tuple[Runner | None, int]:
     """The runner to go on with, and how often the run was rolled back; None where no checkpoint was written yet, or the
     run is new, so that it starts."""
     if request.resumed is None:
@@ -372,7 +373,7 @@ def _resumed(run: Run, driver: HostDriver | GraphDriver, request: _Request) -> t
 
     def restored() -> Runner | None:
         nonlocal rollbacks
-        found = _found(run, driver.spec, request)
+        found = _found(run, driver.spec, request, env)
         if found is None:
             run.rewind(request.config, 0)
             return None
@@ -386,15 +387,17 @@ def _resumed(run: Run, driver: HostDriver | GraphDriver, request: _Request) -> t
     return runner, most(rollbacks)[0]
 
 
-def _found(run: Run, spec: EnvSpec, request: _Request) -> Checkpoint | None:
+def _found(run: Run, spec: EnvSpec, request: _Request, env: Any) -> Checkpoint | None:
     """The checkpoint to go on from, if what is asked for can go on from it."""
     config, steps = request.config, request.checkpoint
     if steps is None and not retention.saved(run.checkpoints):
         _refuse_changes(run, run.config, config)
+        run.made_by(env)
         return None
     found = checkpoints.find(run.path, steps) if steps is not None else checkpoints.latest_good(run.path, to_stderr)
     _refuse_changes(run, found.config, config)
     run.refuse_other_environment(found.spec, spec)
+    run.made_by(env)  # before anything tells how to go on
     if found.steps >= config.total_steps:
         raise RunError(
             f"{run.path} has reached its total of {config.total_steps} steps (its checkpoint is of step "

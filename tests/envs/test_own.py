@@ -23,7 +23,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "mine_to_find.py").write_text(
-        "class Arena:\n    class Small: pass\n\ndef small(size=3): return Arena()\n\nshorter = lambda: Arena()\n"
+        "class Arena:\n    class Small: pass\n\ndef small(size=3): return Arena()\n\n"
+        "shorter = lambda: Arena()\none = Arena()\n"
     )
     importlib.invalidate_caches()
     yield tmp_path
@@ -37,14 +38,15 @@ def test_a_place_is_found_from_the_current_folder_and_found_again(folder: Path) 
         assert place_of(found) == place
     assert sys.path.count(str(folder)) == 1
     assert place_of(Toy) == "toys:Toy"
+    for place in ("mine_to_find:shorter", "mine_to_find:one", "mine_to_find:Arena"):  # as it was typed
+        assert place_of(maker(place)) == place
 
 
 def test_what_cannot_be_found_again_has_no_place(folder: Path) -> None:
     class Inside(Toy):
         pass
 
-    shorter = maker("mine_to_find:shorter")
-    for env in (Inside, Toy(), lambda: Toy(), shorter, None):
+    for env in (Inside, Toy(), lambda: Toy(), None):
         assert place_of(env) is None
     script = type("Script", (), {"__module__": "__main__"})
     assert place_of(script) is None
@@ -119,6 +121,7 @@ def test_where_an_error_of_ones_own_code_began(folder: Path) -> None:
         env.close()
     with pytest.raises(ConfigError) as built:
         build_env(tiny_config(), 1, Refusing)
+    assert "the environment test_own:Refusing cannot be used: no display" in str(built.value)
     assert (raised_at(built.value) or "").endswith('in __init__: raise ValueError("no display")')
 
 

@@ -19,12 +19,17 @@ from codream.envs.registry import UnknownEnvironment
 
 __all__ = ["apart", "maker", "own_copies", "place_of", "raised_at"]
 
+_FOUND: dict[int, tuple[str, Any]] = {}
+"""What `maker` found where, by identity: an instance, a lambda or a partial does not know its own place. Kept, so that
+no other object gets the same number."""
+
 
 def maker(place: str) -> Any:
     """NAME in MODULE, a class or function that makes an environment, for the `place` "MODULE:NAME". MODULE is imported
     as Python would from the current folder, or from PYTHONPATH.
 
-    Raises UnknownEnvironment where there is no such place; what MODULE itself raises passes.
+    `place_of` remembers what was found. Raises UnknownEnvironment where there is no such place; what MODULE itself
+    raises passes.
     """
     name, _, attribute = place.partition(":")
     if not name or not attribute or name.endswith(".py"):
@@ -50,6 +55,7 @@ def maker(place: str) -> Any:
                 + (f"; the nearest: {', '.join(near)}" if near else "")
             )
         found = getattr(found, part)
+    _FOUND[id(found)] = (place, found)
     return found
 
 
@@ -91,8 +97,10 @@ def own_copies(env: Any) -> bool:
 
 
 def place_of(env: Any) -> str | None:
-    """MODULE:NAME where `maker` would find this class or function again; None for all else, and for what belongs to a
-    script, a notebook or another function."""
+    """MODULE:NAME where `maker` found this object, or would find this class or function; None for all else, and for
+    what belongs to a script, a notebook or another function."""
+    if id(env) in _FOUND:
+        return _FOUND[id(env)][0]
     module, name = getattr(env, "__module__", None), getattr(env, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str) or module == "__main__":
         return None
