@@ -7,7 +7,8 @@ from typing import Any
 
 from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, GraphEnv, HostEnv, TimeStep, UnknownEnvironment, is_graph, make_env
-from codream.envs.own import own_copies
+from codream.envs.copies import called
+from codream.envs.own import own_copies, place_of
 from codream.envs.workers import workers_for
 from codream.guards import TimeLimit
 
@@ -42,9 +43,8 @@ def build_env(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEn
             raise  # of one's own code one wants to see where
         said = str(err) if isinstance(err, TypeError | ValueError) else f"{type(err).__name__}: {err}"
         asked = f" with {config.env_kwargs}" if config.env_kwargs else ""
-        raise ConfigError(
-            f"the environment {config.env if env is None else env}{asked} cannot be used: {said}"
-        ) from err
+        name = config.env if env is None else place_of(env) or called(env)
+        raise ConfigError(f"the environment {name}{asked} cannot be used: {said}") from err
 
 
 def build_beside(config: Config, copies: int, env: Any = None) -> HostEnv | GraphEnv:

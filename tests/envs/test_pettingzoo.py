@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import subprocess
 import sys
@@ -279,6 +280,7 @@ def test_a_time_limit_is_last_and_not_terminal_and_the_reset_uses_its_own_seed()
         ("no observation", "step 2 .*no observation of red_0"),
         ("mask", r"action mask of red_0: expected shape \(3,\), got \(4,\)"),
         ("stranger", "green_0.* not in possible_agents"),
+        ("four", r"step 2 .*: step must return \(obs, rewards, terminations, truncations, infos\), got 4 values"),
     ],
 )
 def test_an_environment_that_fails_is_named_with_copy_and_step(fault: str, message: str) -> None:
@@ -303,6 +305,13 @@ def test_a_reset_that_fails_is_named() -> None:
     env = host(lambda: toys.FaultyToy("reset"), num_envs=3)
     with pytest.raises(EnvironmentFailure, match=r"reset of copy 1 raised.*the level does not load"):
         env.reset(np.asarray([0, 7, 0]))
+    with pytest.raises(EnvironmentFailure, match=r"toy_v0: reset must return \(obs, infos\), got dict"):
+        make_env(lambda: toys.FaultyToy("no infos"))
+    env = host(toys.FaultyToy)
+    assert isinstance(env, PettingZooEnv)
+    env._copies.envs[0].fault = "no infos"
+    with pytest.raises(EnvironmentFailure, match=r"copy 0, step 0 .*: reset must return \(obs, infos\), got dict"):
+        start(env)
 
 
 def test_raw_observations_that_are_not_finite_are_refused() -> None:
@@ -355,8 +364,12 @@ def test_objects_that_cannot_be_used() -> None:
     with pytest.raises(TypeError, match=r"cannot be deep-copied .*one window.*pass its class or a function"):
         make_env(Unique(), num_envs=2)
     shared = toys.Toy()
-    with pytest.raises(TypeError, match="returned the same environment twice"):
+    with pytest.raises(TypeError, match=r"^test_pettingzoo:test_.*<lambda> returned the same environment twice"):
         make_env(lambda: shared, num_envs=2)
+    with pytest.raises(TypeError, match=r"returned the module mpe2\.simple_tag_v3; you want its parallel_env"):
+        make_env(lambda: simple_tag_v3)
+    with pytest.raises(TypeError, match=r"^a partial of builtins:print returned None"):
+        make_env(functools.partial(print, end=""))
     with pytest.raises(TypeError, match=r"keywords.*max_cycles.*instance"):
         make_env(toys.Toy(), max_cycles=3)
     with pytest.raises(TypeError, match=r"expected an environment's name.*got int"):
@@ -394,7 +407,7 @@ def test_pong_is_butterflys_and_really_draws() -> None:
 
 def test_unknown_names_list_what_exists_nearest_first() -> None:
     with pytest.raises(
-        UnknownEnvironment, match=r"'simple_tga'; the nearest: mpe2:simple_tag_v3, .*smax_3m.*of your own: --env-from"
+        UnknownEnvironment, match=r"'simple_tga'; the nearest: mpe2:simple_tag_v3.*of your own: --env-from.*smax_3m"
     ):
         make_env("simple_tga")
     with pytest.raises(UnknownEnvironment, match="families are mpe2, butterfly, jaxmarl, socialjax"):

@@ -204,7 +204,8 @@ class FaultyToy(Toy):
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         if self.fault == "reset" and seed == 7:
             raise RuntimeError("the level does not load")
-        return super().reset(seed, options)
+        answer = super().reset(seed, options)
+        return answer[0] if self.fault == "no infos" else answer
 
     def step(self, actions: dict[str, Any]) -> Any:
         obs, rewards, ends, cuts, infos = super().step(actions)
@@ -227,6 +228,8 @@ class FaultyToy(Toy):
                 infos["red_0"] = {"action_mask": np.ones(4)}
             if self.fault == "stranger":
                 self.agents.append("green_0")
+            if self.fault == "four":
+                return obs, rewards, ends, infos
         return obs, rewards, ends, cuts, infos
 
 

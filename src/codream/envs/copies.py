@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import copy as copying
 import dataclasses
+import functools
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-__all__ = ["Copies", "CopyFailed", "Layout", "Rows", "Source", "raised"]
+__all__ = ["Copies", "CopyFailed", "Layout", "Rows", "Source", "called", "misshapen", "raised"]
 
 
 class CopyFailed(RuntimeError):
@@ -23,6 +25,34 @@ class CopyFailed(RuntimeError):
 def raised(name: str, call: str, copy: int, step: int, err: Exception) -> str:
     """What is said of a copy that raised."""
     return f"{name}: {call} of copy {copy} raised at step {step} of its episode: {type(err).__name__}: {err}"
+
+
+_RETURNS = {"reset": ("obs", "infos"), "step": ("obs", "rewards", "terminations", "truncations", "infos")}
+
+
+def misshapen(call: str, answer: Any) -> str | None:
+    """What is wrong with the number of values that `reset` or `step` returned; None if nothing is.
+
+    A dictionary of as many agents would be taken apart as if it were those values.
+    """
+    wanted = _RETURNS[call]
+    if isinstance(answer, tuple | list) and len(answer) == len(wanted):
+        return None
+    got = f"{len(answer)} values" if isinstance(answer, tuple | list) else type(answer).__name__
+    return f"{call} must return ({', '.join(wanted)}), got {got}"
+
+
+def called(env: Any) -> str:
+    """What a user calls an object: module:name of a class or function, without the address in memory."""
+    if inspect.ismodule(env):
+        return env.__name__
+    if isinstance(env, functools.partial):
+        return f"a partial of {called(env.func)}"
+    if not hasattr(env, "__qualname__"):
+        return f"an instance of {called(type(env))}"
+    module = str(env.__module__)
+    ours = module.startswith("codream.")  # it has got a name that tells more, see `codream.envs.own.apart`
+    return env.__qualname__ if ours else f"{module}:{env.__qualname__}"
 
 
 class Layout(NamedTuple):
@@ -140,10 +170,13 @@ class Copies:
         self._finished[c] = False
         env = self.envs[c]
         try:
-            obs, infos = env.reset(seed=seed)
+            answer = env.reset(seed=seed)
             live = set(env.agents)
         except Exception as err:
             raise self._failure("reset", c, err) from err
+        if wrong := misshapen("reset", answer):
+            raise self._wrong(c, wrong)
+        obs, infos = answer
         rows.first[c] = True
         for i, agent in enumerate(self._ids):
             if agent in live:
@@ -159,10 +192,13 @@ class Copies:
         try:
             present = set(env.agents)
             chosen = {agent: actions[i] for i, agent in enumerate(self._ids) if agent in present}
-            obs, rewards, terminations, truncations, infos = env.step(chosen)
+            answer = env.step(chosen)
             live = set(env.agents)
         except Exception as err:
             raise self._failure("step", c, err) from err
+        if wrong := misshapen("step", answer):
+            raise self._wrong(c, wrong)
+        obs, rewards, terminations, truncations, infos = answer
         for i, agent in enumerate(self._ids):
             acted = bool(before.acting[c, i])
             if not acted and (self._finished[c, i] or agent not in live):
@@ -250,9 +286,12 @@ class Source(NamedTuple):
     def _called(self, count: int, kwargs: dict[str, Any]) -> list[Any]:
         made = [self.env(**kwargs) for _ in range(count)]
         if None in made:
-            raise TypeError(f"{self.env!r} returned None; it must make an environment")
+            raise TypeError(f"{called(self.env)} returned None; it must make an environment")
+        if inspect.ismodule(made[0]):
+            there = "you want its parallel_env" if hasattr(made[0], "parallel_env") else "it must make an environment"
+            raise TypeError(f"{called(self.env)} returned the module {called(made[0])}; {there}")
         if len({id(one) for one in made}) < count:
-            raise TypeError(f"{self.env!r} returned the same environment twice; it must make a new one at every call")
+            raise TypeError(f"{called(self.env)} returned the same environment twice; it must make a new one each time")
         return made
 
     def _copied(self, count: int, original: bool) -> list[Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from codream.envs import EnvironmentFailure, EnvSpec, TimeStep
-from codream.envs.copies import Copies, CopyFailed, Layout, Rows, Source, raised
+from codream.envs.copies import Copies, CopyFailed, Layout, Rows, Source, misshapen, raised
 from codream.envs.spaces import Encoder, discrete
 from codream.envs.workers import Worker, packed
 
@@ -188,10 +188,12 @@ class PettingZooEnv:
     def _infos_have_mask(self, env: ParallelEnv) -> bool:
         """Whether `infos` carry action masks: only an episode's start can tell."""
         try:
-            _, infos = env.reset(seed=0)
+            answer = env.reset(seed=0)
         except Exception as err:
             raise EnvironmentFailure(raised(self._name, "reset", 0, 0, err)) from err
-        return any("action_mask" in info for info in infos.values())
+        if wrong := misshapen("reset", answer):
+            raise EnvironmentFailure(f"{self._name}: {wrong}")
+        return any("action_mask" in info for info in answer[1].values())
 
 
 # ------------------------------------------------------------------------------------------ making copies

@@ -212,6 +212,6 @@ def _unknown(name: str, hint: str = "") -> str:
         f"no environment is called {name!r}"
         + (f" ({hint})" if hint else "")
         + (f"; the nearest: {', '.join(near)}" if near else "")
-        + f"; {'others' if near else 'those that exist'}: {', '.join(rest)}. "
-        "One of your own: --env-from MODULE:NAME, in Python env=maker, where maker() returns a PettingZoo ParallelEnv"
+        + ". One of your own: --env-from MODULE:NAME, in Python env=maker, where maker() returns a PettingZoo "
+        f"ParallelEnv. {'Others' if near else 'Those that exist'}: {', '.join(rest)}"
     )
