@@ -101,7 +101,9 @@ def episode_of(spec: EnvSpec, steps: int = 12, start: int = 4, dreams: int = 3) 
             )
         )
     actions = rng.integers(0, spec.max_actions, (steps, spec.num_agents))
-    return Episode("a median episode", start, obs, actions, np.zeros((steps, spec.num_agents)), tuple(made))
+    return Episode(
+        "a median episode", start, obs, actions, np.zeros((steps, spec.num_agents)), actions >= 0, tuple(made)
+    )
 
 
 def without_dreams(episode: Episode) -> Episode:

@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped
 
 from codream import matwm, wm_rnd
 from codream.actor_critic import Actor, Critic
@@ -72,9 +72,13 @@ class Episode:
     start: int
     """The step from which on it is imagined."""
     obs: Shaped[np.ndarray, "steps_1 agents *shape"]
+    """Of agents with fewer entries than others the first `spec.obs_shapes[i]`; zeros follow."""
     action: Int[np.ndarray, "steps agents"]
     reward: Float[np.ndarray, "steps agents"]
     """As training pays it: with `common_reward` everyone the sum of all."""
+    acting: Bool[np.ndarray, "steps agents"]
+    """Who was there to act. Elsewhere an agent has ended or has not come yet, and its `action` and `reward` are
+    filler; so are its `obs`, but for the one that its last action led to. What it dreams there means nothing."""
     dreams: tuple[Dreamed, ...]
 
 
@@ -155,6 +159,7 @@ def dreams_of(
                 obs=np.swapaxes(real, 0, 1),
                 action=np.asarray(s.action)[0, :length],
                 reward=np.asarray(s.reward).T[:length],
+                acting=np.asarray(s.acting)[0, :length],
                 dreams=tuple(_dreamed(out, i, length) for i in range(n)),
             )
         )
@@ -179,6 +184,7 @@ def played_only(
                 obs=np.swapaxes(np.asarray(s.obs)[:, : length + 1], 0, 1),
                 action=np.asarray(s.action)[0, :length],
                 reward=np.asarray(s.reward).T[:length],
+                acting=np.asarray(s.acting)[0, :length],
                 dreams=tuple(
                     Dreamed(i, None, None, nothing, None, nothing[:, 0], None, None) for i in range(spec.num_agents)
                 ),
