@@ -158,13 +158,16 @@ def test_entries_that_never_change_have_no_curve_and_small_ones_do() -> None:
 class Undrawn:
     """Copies that take a render mode, and have no picture."""
 
-    spec = TAG
+    spec, num_envs = TAG, 1
 
     def __init__(self, gives: Any) -> None:
         self.gives = gives
 
     def reset(self, seeds: Any) -> None:
         del seeds
+
+    def step(self, actions: Any, seeds: Any) -> None:
+        del actions, seeds
 
     def picture(self) -> Any:
         if isinstance(self.gives, Exception):

@@ -97,17 +97,16 @@ def own_copies(env: Any) -> bool:
 
 
 def place_of(env: Any) -> str | None:
-    """MODULE:NAME where `maker` found this object, or would find this class or function; None for all else, and for
+    """MODULE:NAME where `maker` would find this class or function, or found this object; None for all else, and for
     what belongs to a script, a notebook or another function."""
-    if id(env) in _FOUND:
-        return _FOUND[id(env)][0]
     module, name = getattr(env, "__module__", None), getattr(env, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str) or module == "__main__":
-        return None
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return f"{module}:{name}" if found is env else None
+    if isinstance(module, str) and isinstance(name, str) and module != "__main__":
+        found: Any = sys.modules.get(module)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is env:
+            return f"{module}:{name}"
+    return _FOUND[id(env)][0] if id(env) in _FOUND else None
 
 
 def raised_at(err: BaseException) -> str | None:
