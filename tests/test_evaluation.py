@@ -32,8 +32,9 @@ from codream import (
     watch,
 )
 from codream.envs.own import apart
-from codream.evaluation import CrossPlay, EndlessEpisode, Row, _line_ups, _opponents, _row, play
+from codream.evaluation import CrossPlay, Row, _line_ups, _opponents, _row
 from codream.model_quality import sequences_of
+from codream.playing import EndlessEpisode, play
 from codream.report.dreams import recorded
 from codream.report.measures import _affordable
 from codream.trainer import named
@@ -121,7 +122,7 @@ def test_every_seed_plays_episodes_of_its_own(agents: Agents, monkeypatch: pytes
         seeds.append(seed)
         return np.zeros((episodes, len(agents.spec.agents)))
 
-    monkeypatch.setattr(sys.modules[play.__module__], "play", played)
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "play", played)
     result = evaluate(agents, episodes=1, seeds=3, against="random", progress=False)
     assert seeds == [0, 1, 2] * len(result.rows)
 

@@ -8,7 +8,7 @@ import pytest
 
 from codream.envs import make_env
 from codream.envs.cooperation import _in_the_matrix, cooperation_counter
-from codream.evaluation import GraphCopies, play
+from codream.playing import GraphCopies, play
 from codream.social import Outcomes, equality
 
 

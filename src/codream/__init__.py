@@ -5,9 +5,10 @@ from codream.agents import Agents, load
 from codream.checkpoint import CheckpointError
 from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, EnvSpec, TimeStep, UnknownEnvironment, available_envs, make_env
-from codream.evaluation import CrossPlay, EndlessEpisode, evaluate
+from codream.evaluation import CrossPlay, evaluate
 from codream.guards import Stopped
 from codream.inspection import Inspection, inspect
+from codream.playing import EndlessEpisode
 from codream.presets import preset
 from codream.report import Dreamed, Episode, compare, dream, report, watch
 from codream.runs import Run, RunError

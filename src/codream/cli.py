@@ -28,11 +28,12 @@ from codream.config import Config, ConfigError
 from codream.envs import EnvironmentFailure, UnknownEnvironment
 from codream.envs.own import maker, raised_at
 from codream.envs.registry import envs_table
-from codream.evaluation import CrossPlay, EndlessEpisode, evaluate
+from codream.evaluation import CrossPlay, evaluate
 from codream.health import TrainingDiverged
 from codream.hosts import FirstHostFailed, is_first, join, leave
 from codream.inspection import inspect
 from codream.memory import cuda_gives
+from codream.playing import EndlessEpisode
 from codream.presets import PRESETS, preset
 from codream.reading import flat
 from codream.report import compare, report, watch

@@ -24,10 +24,10 @@ from codream.compiled import quick_jit
 from codream.config import ConfigError
 from codream.envs import EnvSpec, HostEnv, TimeStep
 from codream.envs.answers import check_answer
-from codream.evaluation import as_host
 from codream.foresight import Foresight, foresight, most_frequent
 from codream.latents import two_hot_mean
 from codream.linear import dense, tree_of
+from codream.playing import as_host
 from codream.training import common_reward
 from codream.world_model import Hidden, Sequence, WorldModel
 

@@ -11,7 +11,7 @@ from codream.agents import Agents
 from codream.config import Config, ConfigError
 from codream.envs import EnvSpec
 from codream.envs.references import references_for
-from codream.evaluation import as_host, play
+from codream.playing import as_host, play
 
 __all__ = ["Scorer"]
 

@@ -16,8 +16,8 @@ from codream import ConfigError, matwm, preset
 from codream.building import build_env
 from codream.envs import EnvironmentFailure, EnvSpec, GraphEnv, HostEnv, TimeStep, is_graph
 from codream.envs.answers import check_answer
-from codream.evaluation import GraphCopies, play
 from codream.linear import tree_of
+from codream.playing import GraphCopies, play
 from codream.training import GraphDriver, HostDriver, Runner, driver_for
 
 COPIES, STEPS = 3, 32

@@ -8,8 +8,9 @@ from typing import Any
 from codream.agents import Agents, load
 from codream.checkpoint import CheckpointError
 from codream.config import ConfigError
-from codream.evaluation import CrossPlay, EndlessEpisode
+from codream.evaluation import CrossPlay
 from codream.live import publish
+from codream.playing import EndlessEpisode
 from codream.report.comparison import compare
 from codream.report.dreams import Dreamed, Episode, dream
 from codream.report.film import film

@@ -15,7 +15,7 @@ from codream.agents import Agents, Player, load
 from codream.checkpoint import CheckpointError
 from codream.config import ConfigError
 from codream.envs import TimeStep
-from codream.evaluation import EndlessEpisode, as_host, play
+from codream.playing import EndlessEpisode, as_host, play
 from codream.progress import Bar
 from codream.report.charts import DASHES, Line, chart
 from codream.report.entries import SHARES, Entry, entry_of, measured, methods, runs_in, told_apart

@@ -23,10 +23,10 @@ from codream.agents import Agents, load
 from codream.compiled import quick_jit
 from codream.config import ConfigError
 from codream.envs import EnvSpec
-from codream.evaluation import as_host
 from codream.linear import dense
 from codream.markov_quality import imagine_along, squared, was_there
 from codream.model_quality import Recording, opening, record, sequences_of
+from codream.playing import as_host
 from codream.runs import Run
 from codream.world_model import Sequence, WorldModel
 

@@ -21,8 +21,9 @@ from codream.config import ConfigError
 from codream.envs import EnvSpec
 from codream.envs.actions import action_names
 from codream.envs.references import Random, references_for
-from codream.evaluation import CrossPlay, as_host, evaluate, play
+from codream.evaluation import CrossPlay, evaluate
 from codream.model_quality import Recording, measure
+from codream.playing import as_host, play
 from codream.progress import Bar
 from codream.report.animation import scene_of
 from codream.report.dreams import dreams_of, recorded, typical_episodes

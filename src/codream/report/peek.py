@@ -11,10 +11,11 @@ from typing import Any
 
 from codream.agents import Agents
 from codream.config import Config
-from codream.evaluation import evaluate, stage
+from codream.evaluation import evaluate
 from codream.live import Live
 from codream.memory import give_back
 from codream.model_quality import record
+from codream.playing import stage
 from codream.report.film import film
 from codream.report.measures import scenes_of
 from codream.report.sections import standing_markdown
