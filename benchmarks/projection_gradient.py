@@ -34,7 +34,7 @@ from jaxtyping import Array, Float
 import codream
 from codream import Config, preset, wm_rnd
 from codream.ppo import Learner, ppo_loss
-from codream.projection import Projection, judged, project, projection_loss, straight_through_loss
+from codream.projection import Projection, draw_starts, judged, project, projection_loss, straight_through_loss
 from codream.runs import device
 from codream.training import GraphDriver, Runner
 
@@ -91,7 +91,7 @@ class Gradients:
             draw, key = jax.random.split(key)
             model = state.world_model
             assert model is not None
-            starts = jax.tree.map(lambda x: x[FOCAL, :share], wm_rnd.draw_starts(state, draw, config))
+            starts = jax.tree.map(lambda x: x[FOCAL, :share], draw_starts(state.rollout, state.spec, draw, config))
             mine = lambda obs, mask, key: project(  # noqa: E731
                 learner, model, obs, mask, jnp.asarray(FOCAL), jnp.asarray(ALPHA), key, config
             )

@@ -29,6 +29,7 @@ import codream
 from codream import Config, preset, wm_rnd
 from codream.envs import EnvSpec, TimeStep
 from codream.flops import count_flops
+from codream.projection import draw_starts, imagine
 from codream.training import GraphDriver
 
 STEPS, AGENTS = (8, 16, 32, 64), (2, 4, 8)
@@ -84,8 +85,8 @@ def counted(env: Any, config: Config) -> tuple[float, float]:
     batch = eqx.filter_eval_shape(lambda state: wm_rnd._judged(state, config)[1], shapes)
 
     def imagined(state: wm_rnd.State, key: PRNGKeyArray) -> Any:
-        starts = wm_rnd.draw_starts(state, key, config)
-        return wm_rnd.imagine(state, starts, key, config)[0]
+        starts = draw_starts(state.rollout, state.spec, key, config)
+        return imagine(state.learners, wm_rnd.imagined_world(state, config), starts, key, config)[0]
 
     trained = lambda state, key, batch, data: wm_rnd.train_agents(state, key, batch, data, config)  # noqa: E731
     key = jax.random.key(0)

@@ -15,8 +15,8 @@ from helpers import Toy, arrays, assert_same, copy_until, replaced, timeless, ti
 from codream import EnvironmentFailure, Run, RunError, TrainingDiverged, loop, make_env, preset, train
 from codream.envs import EnvSpec
 from codream.metrics import Sums
+from codream.resuming import _jump
 from codream.retention import saved
-from codream.trainer import _jump
 from codream.training import HostDriver, driver_for
 
 _SPEC = EnvSpec("mpe2:simple_tag_v3", ("a", "b"), ((1,), (1,)), (2, 2))

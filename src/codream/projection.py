@@ -16,13 +16,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from codream.config import Config
+from codream.envs import EnvSpec
 from codream.latents import sample_onehot
 from codream.markov_model import MarkovModel, own_first
 from codream.ppo import Learner, clipped_loss, gae, normalised, observed
+from codream.rollout import Rollout, flat
 
 __all__ = [
     "Imagined",
     "Projection",
+    "Starts",
+    "World",
+    "draw_starts",
+    "imagine",
     "imagined_return",
     "judged",
     "model_without_gradient",
@@ -30,6 +36,7 @@ __all__ = [
     "projection_loss",
     "straight_through_loss",
     "symmetry_ratio",
+    "trajectories",
 ]
 
 
@@ -55,6 +62,22 @@ class Projection(eqx.Module):
         """ln π of what my copies did."""
         log_probs = jax.vmap(jax.vmap(mine.log_probs))(self.seen, self.mask)
         return jnp.take_along_axis(log_probs, self.action[..., None], axis=-1)[..., 0]
+
+
+class Starts(eqx.Module):
+    """Real steps from which an agent imagines; what all agents saw and might do there."""
+
+    obs: Shaped[Array, "*b_agents_shape"]
+    mask: Bool[Array, "*b agents actions"]
+    valid: Bool[Array, "*b"]  # everyone acted
+
+
+class World(eqx.Module):
+    """What all agents of an update imagine in."""
+
+    model: MarkovModel
+    alpha: Float[Array, ""]
+    scale: Float[Array, " agents"]  # of rewards, in that of each agent's returns
 
 
 class Imagined(eqx.Module):
@@ -161,46 +184,77 @@ def project(
     return Projection(reward, cont, jnp.concatenate([x, last[1][None, mine_at]]), seen, masks, action)
 
 
+def draw_starts(rollout: Rollout, spec: EnvSpec, key: PRNGKeyArray, config: Config) -> Starts:
+    """Steps of the rollout, drawn for every agent by itself, [agents, n]: `projection.starts` for each minibatch."""
+    agents, parts = spec.num_agents, config.ppo.minibatches
+    acting = flat(rollout.acting)
+    count = parts * min(max(1, config.projection.starts // agents), len(acting) // parts)
+    at = jax.vmap(lambda k: jax.random.permutation(k, len(acting))[:count])(jax.random.split(key, agents))
+    return Starts(flat(rollout.obs)[at], flat(rollout.allowed(spec))[at], jnp.all(acting[at], axis=-1))
+
+
+def trajectories(
+    mine: Learner, world: World, starts: Starts, focal: Int[Array, ""], key: PRNGKeyArray, config: Config
+) -> Projection:
+    """One trajectory from each of n starts."""
+    return jax.vmap(project, in_axes=(None, None, 0, 0, None, None, 0, None))(
+        mine, world.model, starts.obs, starts.mask, focal, world.alpha, jax.random.split(key, len(starts.valid)), config
+    )
+
+
+def imagine(
+    learners: Learner, world: World, starts: Starts, key: PRNGKeyArray, config: Config
+) -> tuple[Imagined, dict[str, Float[Array, " agents"]]]:
+    """What every agent imagines, once for the whole update, [agents, n]; and metrics of it."""
+
+    def one(mine: Learner, starts: Starts, focal: Array, key: PRNGKeyArray) -> tuple[Imagined, dict[str, Array]]:
+        dreams = trajectories(mine, world, starts, focal, key, config)
+        return judged(mine, dreams, starts.valid, world.scale[focal], config)
+
+    agents = len(world.scale)
+    return eqx.filter_vmap(one)(learners, starts, jnp.arange(agents), jax.random.split(key, agents))
+
+
 def imagined_return(trajectory: Projection, gamma: float) -> Float[Array, ""]:
     """Σ_t γ^t (Π_{k<t} c_k) R_t. There is no bootstrap at its end."""
     return jnp.sum(gamma ** jnp.arange(len(trajectory.reward)) * trajectory.alive * trajectory.reward)
 
 
 def straight_through_loss(
-    trajectories: Projection, valid: Bool[Array, " n"], scale: Float[Array, ""], config: Config
+    dreams: Projection, valid: Bool[Array, " n"], scale: Float[Array, ""], config: Config
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """−coef × the imagined return in units of the return scale (`scale` = rewards' / returns'), over those of n
     trajectories that are `valid`; and its metrics."""
-    metrics = _measures(trajectories, valid, scale, config)
+    metrics = _measures(dreams, valid, scale, config)
     return -config.projection.coef * metrics["imagined_return"], metrics
 
 
 def _measures(
-    trajectories: Projection, valid: Bool[Array, " n"], scale: Float[Array, ""], config: Config
+    dreams: Projection, valid: Bool[Array, " n"], scale: Float[Array, ""], config: Config
 ) -> dict[str, Array]:
     weight = valid / jnp.maximum(jnp.sum(valid), 1)
-    returns = jax.vmap(imagined_return, in_axes=(0, None))(trajectories, config.ppo.gamma)
+    returns = jax.vmap(imagined_return, in_axes=(0, None))(dreams, config.ppo.gamma)
     return {
         "imagined_return": scale * jnp.sum(weight * returns),
-        "imagined_reward": jnp.sum(weight * jnp.mean(trajectories.reward, axis=1)),
+        "imagined_reward": jnp.sum(weight * jnp.mean(dreams.reward, axis=1)),
     }
 
 
 def judged(
-    mine: Learner, trajectories: Projection, valid: Bool[Array, " n"], scale: Float[Array, ""], config: Config
+    mine: Learner, dreams: Projection, valid: Bool[Array, " n"], scale: Float[Array, ""], config: Config
 ) -> tuple[Imagined, dict[str, Array]]:
     """Imagined trajectories as PPO learns from them, and metrics: advantages as of real steps (γ, λ), with the
     learner's critic of projected returns, in units of the return scale (`scale` = rewards' / returns')."""
-    values = jax.vmap(jax.vmap(mine.projected_value))(trajectories.x)
-    going = jnp.ones_like(trajectories.cont, bool)
+    values = jax.vmap(jax.vmap(mine.projected_value))(dreams.x)
+    going = jnp.ones_like(dreams.cont, bool)
     advantage = jax.vmap(lambda r, v, ends, going: gae(r, v, ends, going, config.ppo.gamma, config.ppo.lam))(
-        scale * trajectories.reward, values, 1 - trajectories.cont, going
+        scale * dreams.reward, values, 1 - dreams.cont, going
     )
-    weight = valid[:, None] * jax.vmap(lambda one: one.alive)(trajectories)
-    log_prob = jax.vmap(lambda one: one.log_prob(mine))(trajectories)
-    metrics = _measures(trajectories, valid, scale, config)
+    weight = valid[:, None] * jax.vmap(lambda one: one.alive)(dreams)
+    log_prob = jax.vmap(lambda one: one.log_prob(mine))(dreams)
+    metrics = _measures(dreams, valid, scale, config)
     metrics["projected_value"] = jnp.sum(weight * values[:, :-1]) / jnp.maximum(jnp.sum(weight), 1e-8)
-    return Imagined(trajectories, log_prob, advantage, advantage + values[:, :-1], weight), metrics
+    return Imagined(dreams, log_prob, advantage, advantage + values[:, :-1], weight), metrics
 
 
 def projection_loss(mine: Learner, imagined: Imagined, config: Config) -> tuple[Float[Array, ""], dict[str, Array]]:

@@ -10,49 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from codream import checkpoint as checkpoints
 from codream import retention
 from codream.algorithms import algorithm
 from codream.building import build_beside, build_env
-from codream.checkpoint import Checkpoint
-from codream.config import KEEPING, Config, ConfigError
+from codream.config import Config, ConfigError
 from codream.envs import EnvSpec, GraphEnv, HostEnv
 from codream.envs.own import apart, own_copies, place_of
 from codream.guards import LeaveRequests
 from codream.health import TrainingDiverged
-from codream.hosts import SharedEnv, is_first, most, number, perhaps_from_first, text_from_first
+from codream.hosts import SharedEnv, is_first, number, text_from_first
 from codream.live import Live, WandbMode
 from codream.loop import Loop
 from codream.memory import cuda_gives
 from codream.presets import idle, preset, refuse_unread
-from codream.progress import Bar, to_stderr
-from codream.projection import symmetry_ratio
-from codream.reading import changes
+from codream.progress import Bar
 from codream.recording import Record, Tally
 from codream.report import report
 from codream.report.peek import Peek
+from codream.resuming import restored
 from codream.runs import Run, RunError, default_name
 from codream.scoring import Scorer
 from codream.together import Alone, Runs, Together
-from codream.training import GraphDriver, HostDriver, Runner, driver_for
+from codream.training import GraphDriver, HostDriver, driver_for
 
-__all__ = ["CHANGEABLE", "TrainingDiverged", "environment_of", "named", "train", "train_seeds"]
-
-CHANGEABLE = (
-    "total_steps",
-    "world_model_every",
-    "agents_every",
-    *KEEPING,
-    "devices",
-    "world_model.lr",
-    "world_model.outcome_lr",
-    "agents.lr",
-    "ppo.lr",
-    "curiosity.lr",
-)
-"""Options that may differ when a run is resumed."""
+__all__ = ["TrainingDiverged", "environment_of", "named", "train", "train_seeds"]
 
 
 def train(
@@ -70,8 +52,8 @@ def train(
     """Train in a new folder `root/name`, or go on with the run `resume`. Returns the run.
 
     `config`: a configuration or a preset's name, `small` if not given; when resuming, the run's own, and only the
-    options in `CHANGEABLE` may differ from it. `env`: an environment as an object (see `make_env`), or another name,
-    instead of the one that `config.env` names. `name`: made from environment, preset and seed if not given.
+    options in `resuming.CHANGEABLE` may differ from it. `env`: an environment as an object (see `make_env`), or another
+    name, instead of the one that `config.env` names. `name`: made from environment, preset and seed if not given.
     `checkpoint`: resume from the checkpoint at this step instead of the latest; later ones are set aside. `wandb`:
     `offline` or `online` also logs to Weights & Biases. `peek`: now and then, in at most 3 % of the time, play a little
     and show the cross-play so far and an episode beside its dream in TensorBoard; what is learned is the same. At the
@@ -211,25 +193,29 @@ def _trained(
             for scorer in filter(None, scores):
                 stack.callback(scorer.close)
             runs = _held(requests, made.spec, root, stack, env)
-            resumed = [_resumed(run, together.driver, r, env) for r, run in zip(requests, runs, strict=True)]
-            begun = [0 if runner is None else int(runner.state.steps) for runner, _ in resumed]
+            begun = [
+                (None, 0) if r.resumed is None else restored(run, together.driver, r.config, r.checkpoint, env)
+                for r, run in zip(requests, runs, strict=True)
+            ]
+            runners, rollbacks = zip(*begun, strict=True)
+            steps = [0 if runner is None else int(runner.state.steps) for runner in runners]
             title = "train" if len(runs) == 1 else f"train {len(runs)} seeds"
             shown = progress and is_first()
-            bar = stack.enter_context(Bar(title, config.total_steps, start=min(begun), show=shown))
+            bar = stack.enter_context(Bar(title, config.total_steps, start=min(steps), show=shown))
             for told in _of_no_use(config, made.spec):
                 bar.warn(told)
             leave = stack.enter_context(LeaveRequests(bar.warn))
             records: list[Tally] = []
             for k, (run, request) in enumerate(zip(runs, requests, strict=True)):
                 if not is_first():
-                    records.append(Tally(request.config, resumed[k][1]))
+                    records.append(Tally(request.config, rollbacks[k]))
                     continue
-                live = Live(run.path, request.config, begun=begun[k], wandb=wandb, tell=bar.warn)
+                live = Live(run.path, request.config, begun=steps[k], wandb=wandb, tell=bar.warn)
                 stack.callback(live.close)
                 looks = Peek(str(run.path), request.config, live, copies) if peek and k == 0 and not only else None
-                kept = {"peek": looks, "score": scores[k], "rollbacks": resumed[k][1], "shown": k == 0}
+                kept = {"peek": looks, "score": scores[k], "rollbacks": rollbacks[k], "shown": k == 0}
                 records.append(Record(run, made.spec, request.config, bar, live, **kept))
-            Loop(together, records, bar, leave).go([runner for runner, _ in resumed])
+            Loop(together, records, bar, leave).go(list(runners))
     finally:
         if isinstance(made, HostEnv):
             made.close()
@@ -362,72 +348,3 @@ def environment_of(config: Config, env: Any) -> tuple[HostEnv | GraphEnv, Config
         if isinstance(made, HostEnv):
             made.close()
         raise
-
-
-def _resumed(run: Run, driver: HostDriver | GraphDriver, request: _Request, env: Any) -> tuple[Runner | None, int]:
-    """The runner to go on with, and how often the run was rolled back; None where no checkpoint was written yet, or the
-    run is new, so that it starts."""
-    if request.resumed is None:
-        return None, 0
-    template, rollbacks = driver.template(), 0
-
-    def restored() -> Runner | None:
-        nonlocal rollbacks
-        found = _found(run, driver.spec, request, env)
-        if found is None:
-            run.rewind(request.config, 0)
-            return None
-        rollbacks = found.manifest.rollbacks
-        runner = checkpoints.restore(template, found)
-        retention.set_aside(run.checkpoints, found.steps)
-        run.rewind(request.config, found.steps)
-        return runner
-
-    runner = perhaps_from_first(restored, template)
-    return runner, most(rollbacks)[0]
-
-
-def _found(run: Run, spec: EnvSpec, request: _Request, env: Any) -> Checkpoint | None:
-    """The checkpoint to go on from, if what is asked for can go on from it."""
-    config, steps = request.config, request.checkpoint
-    if steps is None and not retention.saved(run.checkpoints):
-        _refuse_changes(run, run.config, config)
-        run.made_by(env)
-        return None
-    found = checkpoints.find(run.path, steps) if steps is not None else checkpoints.latest_good(run.path, to_stderr)
-    _refuse_changes(run, found.config, config)
-    run.refuse_other_environment(found.spec, spec)
-    run.made_by(env)  # before anything tells how to go on
-    if found.steps >= config.total_steps:
-        raise RunError(
-            f"{run.path} has reached its total of {config.total_steps} steps (its checkpoint is of step "
-            f"{found.steps}); to go on, give a larger one: "
-            f"{run.to_resume(total_steps=2 * found.steps)}"
-        )
-    if told := _jump(found.config, config, found.steps):
-        to_stderr(f"{run.path}: {told}")
-    return found
-
-
-def _jump(saved: Config, given: Config, steps: int) -> str | None:
-    """What is to be told where the symmetry ratio does not go on from where it was: its schedule is over all steps."""
-    if given.algo != "wm_rnd" or given.projection.coef == 0:
-        return None
-    before, after = (float(symmetry_ratio(jnp.asarray(steps), config)) for config in (saved, given))
-    if abs(before - after) < 1e-6:
-        return None
-    return (
-        f"projection.schedule={given.projection.schedule} is over total_steps, so with {given.total_steps:,} of them "
-        f"instead of {saved.total_steps:,} the symmetry ratio jumps from {before:.3f} to {after:.3f} at step "
-        f"{steps:,}; for one without a jump train anew"
-    )
-
-
-def _refuse_changes(run: Run, saved: Config, given: Config) -> None:
-    changed = changes(saved, given, CHANGEABLE)
-    if changed:
-        raise RunError(
-            f"{run.path} cannot go on with other options: "
-            + "; ".join(f"{name} was {old!r}, given is {new!r}" for name, (old, new) in changed.items())
-            + f". When resuming, only these may change: {', '.join(CHANGEABLE)}"
-        )

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from codream.config import Config
 from codream.curiosity import Curiosity, bonus, errors, init_curiosity, see, train_curiosity
@@ -24,13 +24,15 @@ from codream.optimisers import adam, applied, norm
 from codream.ppo import Batch, Learner, gae, init_learners, observed, ppo_loss, ppo_optimiser
 from codream.projection import (
     Imagined,
-    Projection,
-    judged,
+    Starts,
+    World,
+    draw_starts,
+    imagine,
     model_without_gradient,
-    project,
     projection_loss,
     straight_through_loss,
     symmetry_ratio,
+    trajectories,
 )
 from codream.rollout import Rollout, flat
 
@@ -197,10 +199,11 @@ def learn(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[
         seen = state.rollout.obs.reshape(-1, *state.spec.obs_shape)
         sums = {name: total / count for name, total in sums.items()} | code_measures(state.world_model, seen, model_key)
         metrics |= {f"world_model/{name}": x for name, x in sums.items()}
-        metrics["symmetry_ratio"] = symmetry_ratio(state.steps, config)
-        projected = draw_starts(state, starts_key, config)
+        world = imagined_world(state, config)
+        metrics["symmetry_ratio"] = world.alpha
+        projected = draw_starts(state.rollout, state.spec, starts_key, config)
         if config.projection.gradient == "reinforce":
-            projected, dreamt = imagine(state, projected, imagine_key, config)
+            projected, dreamt = imagine(state.learners, world, projected, imagine_key, config)
     state, sums = repeat(train_agents, state, config.ppo.epochs, agents_key, batch, projected, config)
     each = config.ppo.epochs * config.ppo.minibatches
     per_agent = {name: total / each for name, total in sums.items()} | dreamt | {"return_scale": state.returns.scale}
@@ -316,46 +319,14 @@ def train_model(state: State, key: PRNGKeyArray, config: Config) -> tuple[State,
     return state, {"loss": loss, **parts, **sizes}
 
 
-class Starts(eqx.Module):
-    """Real steps from which an agent imagines; what all agents saw and might do there."""
-
-    obs: Shaped[Array, "*b_agents_shape"]
-    mask: Bool[Array, "*b agents actions"]
-    valid: Bool[Array, "*b"]  # everyone acted
-
-
-def draw_starts(state: State, key: PRNGKeyArray, config: Config) -> Starts:
-    """Steps of the rollout, drawn for every agent by itself, [agents, n]: `projection.starts` for each minibatch."""
-    rollout, agents, parts = state.rollout, state.spec.num_agents, config.ppo.minibatches
-    acting = flat(rollout.acting)
-    count = parts * min(max(1, config.projection.starts // agents), len(acting) // parts)
-    at = jax.vmap(lambda k: jax.random.permutation(k, len(acting))[:count])(jax.random.split(key, agents))
-    return Starts(flat(rollout.obs)[at], flat(rollout.allowed(state.spec))[at], jnp.all(acting[at], axis=-1))
-
-
-def _project(
-    learner: Learner, starts: Starts, focal: Int[Array, ""], state: State, config: Config, key: PRNGKeyArray
-) -> tuple[Projection, Float[Array, ""]]:
-    """One trajectory from each start, and the scale of rewards in that of returns."""
+def imagined_world(state: State, config: Config) -> World:
+    """In which agents imagine now."""
     assert state.world_model is not None
-    model, alpha = model_without_gradient(state.world_model), symmetry_ratio(state.steps, config)
-    trajectories = jax.vmap(project, in_axes=(None, None, 0, 0, None, None, 0, None))(
-        learner, model, starts.obs, starts.mask, focal, alpha, jax.random.split(key, len(starts.valid)), config
+    return World(
+        model_without_gradient(state.world_model),
+        symmetry_ratio(state.steps, config),
+        state.rewards.scale / state.returns.scale,
     )
-    return trajectories, state.rewards.scale / state.returns.scale[focal]
-
-
-def imagine(
-    state: State, starts: Starts, key: PRNGKeyArray, config: Config
-) -> tuple[Imagined, dict[str, Float[Array, " agents"]]]:
-    """What every agent imagines, once for the whole update, [agents, n]; and metrics of it."""
-
-    def one(learner: Learner, starts: Starts, focal: Array, key: PRNGKeyArray) -> tuple[Imagined, dict[str, Array]]:
-        trajectories, scale = _project(learner, starts, focal, state, config, key)
-        return judged(learner, trajectories, starts.valid, scale, config)
-
-    agents = state.spec.num_agents
-    return eqx.filter_vmap(one)(state.learners, starts, jnp.arange(agents), jax.random.split(key, agents))
 
 
 def train_agents(
@@ -364,6 +335,7 @@ def train_agents(
     """One pass over the rollout, and over what is or will be imagined from it, in minibatches, drawn for every agent
     by itself. Metrics are summed over minibatches and have an agent axis."""
     agents, parts = state.spec.num_agents, config.ppo.minibatches
+    world = imagined_world(state, config) if isinstance(projected, Starts) else None
     real_key, projected_key, key = jax.random.split(key, 3)
 
     def shuffled(key: PRNGKeyArray, size: int) -> Int[Array, "parts agents n"]:
@@ -376,7 +348,7 @@ def train_agents(
         mine = jax.vmap(rows, in_axes=(1, 0))(batch, at)
         some = None if projected is None else jax.vmap(rows)(projected, projected_at)
         one = lambda learner, optimiser, mine, some, focal, key: _improve(  # noqa: E731
-            learner, optimiser, mine, some, focal, state, config, key
+            learner, optimiser, mine, some, focal, world, config, key
         )
         learners, optimiser = carry
         learners, optimiser, metrics = eqx.filter_vmap(one)(
@@ -399,12 +371,12 @@ def _improve(
     batch: Batch,
     projected: Imagined | Starts | None,
     focal: Int[Array, ""],
-    state: State,
+    world: World | None,
     config: Config,
     key: PRNGKeyArray,
 ) -> tuple[Learner, Any, dict[str, Array]]:
     """One gradient step of one agent on PPO's loss and that of self-projection: on what was imagined, or straight
-    through what it imagines now from `Starts`."""
+    through what it imagines now from `Starts` in `world`."""
 
     def loss(learner: Learner) -> tuple[Array, dict[str, Array]]:
         total, metrics = ppo_loss(learner, batch, config.ppo)
@@ -413,8 +385,9 @@ def _improve(
         if isinstance(projected, Imagined):
             more, measures = projection_loss(learner, projected, config)
         else:
-            trajectories, scale = _project(learner, projected, focal, state, config, key)
-            more, measures = straight_through_loss(trajectories, projected.valid, scale, config)
+            assert world is not None
+            dreams = trajectories(learner, world, projected, focal, key, config)
+            more, measures = straight_through_loss(dreams, projected.valid, world.scale[focal], config)
         return total + more, metrics | measures
 
     (_, metrics), grads = eqx.filter_value_and_grad(loss, has_aux=True)(learner)

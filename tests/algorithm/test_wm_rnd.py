@@ -13,7 +13,7 @@ from probe_envs import Mixed
 from tiny import IMAGES, tiny
 from tiny_wm_rnd import Bandit, Different, Helping, Same, unresolved
 
-from codream import markov_model, markov_quality, matwm, train, wm_rnd
+from codream import markov_model, markov_quality, matwm, projection, train, wm_rnd
 from codream.agents import load
 from codream.algorithms import algorithm
 from codream.config import Config, ConfigError
@@ -25,6 +25,8 @@ from codream.presets import PRESETS, preset
 from codream.projection import (
     Projection,
     _actions,
+    draw_starts,
+    imagine,
     imagined_return,
     judged,
     project,
@@ -454,14 +456,24 @@ def test_what_partners_are_predicted_to_do_stands_in_their_places():
     np.testing.assert_allclose(np.sort(actions[1]), [0, 0, 0, 1], atol=1e-6)
 
 
-def test_imagined_rewards_are_in_units_of_the_agents_own_returns(played):
+def test_imagined_rewards_are_in_units_of_the_agents_own_returns(played, monkeypatch):
     _, config, state = played
     scales = (jnp.asarray(4.0), jnp.array([16.0, 64.0]))  # squared
     state = eqx.tree_at(lambda s: (s.rewards.variance, s.returns.variance), state, scales)
-    starts = wm_rnd.Starts(jnp.zeros((1, 2, 1)), jnp.ones((1, 2, 2), bool), jnp.ones(1, bool))
-    me, second = jnp.asarray(1), list(each_of(state.learners))[1]
-    scale = eqx.filter_jit(lambda state: wm_rnd._project(second, starts, me, state, config, jax.random.key(0))[1])
-    np.testing.assert_allclose(scale(state), 2 / 8, rtol=1e-5)
+    starts = draw_starts(state.rollout, state.spec, jax.random.key(0), config)
+    for module in (projection, wm_rnd):
+        monkeypatch.setattr(module, "trajectories", lambda *_: None)
+    monkeypatch.setattr(projection, "judged", lambda mine, dreams, valid, scale, config: (None, {"scale": scale}))
+    monkeypatch.setattr(wm_rnd, "straight_through_loss", lambda dreams, valid, scale, config: (0.0, {"scale": scale}))
+
+    @eqx.filter_jit
+    def scales_of(state, key):
+        _, once = imagine(state.learners, wm_rnd.imagined_world(state, config), starts, key, config)
+        _, through = wm_rnd.train_agents(state, key, wm_rnd._judged(state, config)[1], starts, config)
+        return once["scale"], through["scale"] / config.ppo.minibatches
+
+    for scale in scales_of(state, jax.random.key(1)):
+        np.testing.assert_allclose(scale, [2 / 4, 2 / 8], rtol=1e-5)
 
 
 def test_a_transition_is_what_each_agent_saw_before_and_after_its_step():
@@ -563,11 +575,11 @@ def test_projection_changes_policies_but_not_the_world_model(played):
 def test_an_agents_update_does_not_depend_on_the_others_policies(played):
     _, config, state = played
     judged, batch, _ = eqx.filter_jit(wm_rnd._judged)(state, config)
-    starts = wm_rnd.draw_starts(judged, jax.random.key(3), config)
+    starts = draw_starts(judged.rollout, judged.spec, jax.random.key(3), config)
 
     @eqx.filter_jit
     def train_agents(state, key, batch, config):
-        imagined, _ = wm_rnd.imagine(state, starts, key, config)
+        imagined, _ = imagine(state.learners, wm_rnd.imagined_world(state, config), starts, key, config)
         return wm_rnd.train_agents(state, key, batch, imagined, config)
 
     other_policy = jax.tree.map(lambda x: x.at[1].add(0.3), judged.learners)
