@@ -132,11 +132,12 @@ def parts(runner: Any, env: Any, config: Any) -> dict[str, tuple[Callable[..., A
     shapes = lambda function, *given: eqx.filter_eval_shape(function, *given)  # noqa: E731
     key = shapes(lambda: jax.random.key(0))
     there = shapes(lambda: TimeStep.blank(env.spec, config.num_envs))
-    choice = shapes(lambda runner: choose(runner, config), runner)
-    state = runner.state
+    state, stands = runner.state, (runner.state, runner.memory, runner.here, runner.key)
+    acting = lambda *stands: choose(*stands, config)  # noqa: E731
+    learns = (state, runner.episode_return, runner.here, shapes(acting, *stands), there)
     return {
-        "acting": (lambda runner: choose(runner, config), (runner,), ()),
-        "learning": (lambda c, t, runner: learn(runner, c, t, None, config, (1, 1)), (choice, there, runner), (2,)),
+        "acting": (acting, stands, ()),
+        "learning": (lambda *given: learn(*given, config, (1, 1)), learns, (0, 1)),
         "world model": (lambda s, key: matwm.train_world_model(s, key, config), (state, key), (0,)),
         "imagination": (lambda s, key: matwm.imagine_for_agents(s, key, config), (state, key), ()),
         "agents": (lambda s, key: matwm.train_agents(s, key, config), (state, key), (0,)),

@@ -141,7 +141,9 @@ def test_runs_that_differ_in_what_no_program_reads_share_programs(algo: str) -> 
     def program(config: Config) -> str:
         def step(arrays: Any) -> Any:
             runner = eqx.combine(arrays, static)
-            return eqx.filter(learn(runner, choose(runner, config), runner.here, None, config), eqx.is_array)
+            choice = choose(runner.state, runner.memory, runner.here, runner.key, config)
+            learned = learn(runner.state, runner.episode_return, runner.here, choice, runner.here, config)
+            return eqx.filter(learned, eqx.is_array)
 
         return jax.jit(step).lower(arrays).as_text()
 

@@ -24,6 +24,7 @@ from codream.envs.answers import check_answer
 from codream.guards import TimeLimit
 from codream.health import checks, summed
 from codream.hosts import is_first
+from codream.mesh import placed
 from codream.metrics import Sums
 from codream.reading import flat
 
@@ -51,10 +52,10 @@ class Choice(eqx.Module):
     key: PRNGKeyArray
 
 
-def choose(runner: Runner, config: Config) -> Choice:
+def choose(state: Any, memory: Any, here: TimeStep, key: PRNGKeyArray, config: Config) -> Choice:
     """Act in every copy, and split the key for what follows."""
-    key, act_key, env_key, update_key = jax.random.split(runner.key, 4)
-    action, memory = algorithm(config).act(runner.state, runner.memory, runner.here, act_key, config)
+    key, act_key, env_key, update_key = jax.random.split(key, 4)
+    action, memory = algorithm(config).act(state, memory, here, act_key, config)
     return Choice(action, memory, jax.random.split(env_key, len(action)), update_key, key)
 
 
@@ -65,23 +66,32 @@ def common_reward(here: TimeStep, there: TimeStep) -> TimeStep:
 
 
 def learn(
-    runner: Runner, choice: Choice, there: TimeStep, env_state: Any, config: Config, due: tuple[int, int] | None = None
-) -> tuple[Runner, Sums]:
-    """Observe the step that was taken, then make every update that is due (`due`, where the host knows it)."""
+    state: Any,
+    episode_return: Float[Array, "copies agents"],
+    here: TimeStep,
+    choice: Choice,
+    there: TimeStep,
+    config: Config,
+    due: tuple[int, int] | None = None,
+) -> tuple[Any, Float[Array, "copies agents"], Sums]:
+    """Observe the step that was taken, then make every update that is due (`due`, where the host knows it).
+
+    Gives what it changes of a runner: what it only handed on, a device would copy.
+    """
     learner = algorithm(config)
-    paid = common_reward(runner.here, there) if config.common_reward else there
-    state = learner.observe(runner.state, runner.here, choice.action, paid)
+    paid = common_reward(here, there) if config.common_reward else there
+    state = learner.observe(state, here, choice.action, paid)
     state, metrics = learner.update(state, choice.update_key, config, *([] if due is None else [due]))
-    metrics |= checks(state.spec, runner.here, there)
+    metrics |= checks(state.spec, here, there)
     # A step that resets carries no reward; the first step of an episode starts the sum anew.
-    total = jnp.where(runner.here.first[:, None], 0.0, runner.episode_return)
-    total = total + jnp.where(runner.here.acting, there.reward, 0.0)
-    ended = jnp.asarray(there.last) & ~jnp.asarray(runner.here.last)
+    total = jnp.where(here.first[:, None], 0.0, episode_return)
+    total = total + jnp.where(here.acting, there.reward, 0.0)
+    ended = jnp.asarray(there.last) & ~jnp.asarray(here.last)
     ended = ended & learner.as_they_are(choice.memory)  # what random or earlier players earn says nothing of these
     count = jnp.sum(ended)
     for i, agent in enumerate(state.spec.agents):
         metrics[f"episode/return/{agent}"] = (jnp.sum(jnp.where(ended, total[:, i], 0.0)), count)
-    return Runner(state, choice.memory, there, env_state, total, choice.key), Sums.of(metrics)
+    return state, total, Sums.of(metrics)
 
 
 def _start(key: PRNGKeyArray, spec: EnvSpec, config: Config) -> tuple[Any, Any, Float[Array, "copies agents"]]:
@@ -107,15 +117,14 @@ def _host_programs(config: Config, backend: str) -> tuple[Compiled, Callable[[tu
     """`choose`, and `learn` by what is due, compiled. They are kept, so that a process which trains again, with another
     seed or from a checkpoint, need not trace them anew. (What is traced also depends on the backend.)"""
 
-    def chosen(here: TimeStep, memory: Any, key: PRNGKeyArray, runner: Runner) -> tuple[Choice, Any]:
-        """Where the copies stand, what acting agents remember and the key may be ahead of the runner."""
-        choice = choose(Runner(runner.state, memory, here, None, runner.episode_return, key), config)
+    def chosen(state: Any, memory: Any, here: TimeStep, key: PRNGKeyArray) -> tuple[Choice, Any]:
+        choice = choose(state, memory, here, key, config)
         return choice, (choice.action, _seeds(choice.env_keys))
 
     @cache
     def learner(due: tuple[int, int] | None) -> Compiled:
-        # The runner's buffers are reused for the next one, replay included.
-        return Compiled(lambda choice, there, runner: learn(runner, choice, there, None, config, due), donate=(2,))
+        # The state's buffers are reused for the next one, replay included.
+        return Compiled(lambda *given: learn(*given, config, due), donate=(0, 1))
 
     return Compiled(chosen), learner
 
@@ -160,7 +169,7 @@ class HostDriver:
         """
         if self._resting and not self.whole(runner):
             raise ValueError("a run on a host environment can only go on from where all its copies' episodes end")
-        choice, wanted = self._chosen or self._choose(runner.here, runner.memory, runner.key, runner)
+        choice, wanted = self._chosen or self._choose(runner.state, runner.memory, runner.here, runner.key)
         if self._steps is None:
             self._count(runner)
         action, seeds = jax.device_get(wanted)
@@ -172,10 +181,11 @@ class HostDriver:
         if self._holding:
             there = self._held(there)
         due = self._stepped(there)
-        there = jax.device_put(there, may_alias=False)
+        there = placed(jax.device_put(there, may_alias=False), self.config.devices)  # as the runner is
         if self.config.async_collect:
-            self._chosen = self._choose(there, choice.memory, choice.key, runner)
-        return self._learn(due, choice, there, runner)
+            self._chosen = self._choose(runner.state, choice.memory, there, choice.key)
+        state, total, metrics = self._learn(due, runner.state, runner.episode_return, runner.here, choice, there)
+        return Runner(state, choice.memory, there, None, total, choice.key), metrics
 
     def _look_at(self, answer: TimeStep, call: str) -> None:
         """Refuse an environment whose first answer is not of the shapes that its spec says."""
@@ -319,10 +329,11 @@ class GraphDriver:
         return eqx.filter_eval_shape(self.begun, jax.random.key(0))
 
     def step(self, runner: Runner) -> tuple[Runner, Sums]:
-        choice = choose(runner, self.config)
+        choice = choose(runner.state, runner.memory, runner.here, runner.key, self.config)
         env_state, there = jax.vmap(self.env.step)(choice.env_keys, runner.env_state, choice.action)
         check_answer(there, self.spec, self.config.num_envs, "step", graph=True)
-        return learn(runner, choice, there, env_state, self.config)
+        state, total, metrics = learn(runner.state, runner.episode_return, runner.here, choice, there, self.config)
+        return Runner(state, choice.memory, there, env_state, total, choice.key), metrics
 
     def scanned(self, runner: Runner) -> tuple[Runner, Sums]:
         """What `advance` compiles."""
