@@ -62,7 +62,7 @@ def test_the_environment_steps_before_learning_is_waited_for(monkeypatch: pytest
             setattr(self, name, noted(name, getattr(self, name)))
 
     monkeypatch.setattr(HostDriver, "__init__", watched)
-    config = toy_config(async_collect=True, total_steps=24, warmup=1_000)
+    config = toy_config(async_collect=True, total_steps=24)
     train(config, env=Toy, name="order", root=runs, progress=False)
     assert order[:5] == ["_choose", "_choose", "_learn", "_choose", "_learn"]
 

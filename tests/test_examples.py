@@ -44,7 +44,7 @@ def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 TINY = f"""import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import codream, helpers
-codream.preset = lambda name: helpers.tiny_config(num_envs=16)
+codream.preset = lambda name: helpers.tiny_config()
 """
 
 

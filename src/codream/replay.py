@@ -97,14 +97,14 @@ class Replay(eqx.Module):
         return (self.next - 1 - age) % self.rows
 
 
-def _draw(key: PRNGKeyArray, weights: Float[Array, " n"], shape: tuple[int, ...] = ()) -> Int[Array, "*s"]:
+def _drawn(uniform: Float[Array, "*s"], weights: Float[Array, " n"]) -> Int[Array, "*s"]:
     """Indices with probability proportional to `weights`, by inverting their running sum: of blocks of blocks, of the
     blocks in one, of the weights in one of these (a running sum of all would take longer than everything else)."""
     levels = [weights]
     while len(levels[-1]) > 1:
         levels.append(jnp.sum(_blocks(levels[-1]), axis=1))
-    rest = jax.random.uniform(key, shape) * levels.pop()[0]
-    place = jnp.zeros(shape, jnp.int32)
+    rest = uniform * levels.pop()[0]
+    place = jnp.zeros(uniform.shape, jnp.int32)
     for level in reversed(levels):
         running = jnp.cumsum(_blocks(level)[place], axis=-1)
         # The second condition: rounding may step past the last weight that is not zero.
@@ -132,15 +132,17 @@ def sample_recent(
     weight = jnp.maximum(jnp.asarray(decay, jnp.float32) ** (ends * copies), 1e-30)  # never lost to underflow
     weight = jnp.where(ends + length <= replay.filled, weight, 0.0)
 
-    def draw(free: Bool[Array, "ends copies"], key: PRNGKeyArray) -> tuple[Bool[Array, "ends copies"], tuple]:
-        row_key, copy_key = jax.random.split(key)
-        end = _draw(row_key, weight * jnp.sum(free, axis=1))
-        copy = _draw(copy_key, free[end].astype(jnp.float32))
+    def draw(free: Bool[Array, "ends copies"], by: Float[Array, " two"]) -> tuple[Bool[Array, "ends copies"], tuple]:
+        end = _drawn(by[0], weight * jnp.sum(free, axis=1))
+        copy = _drawn(by[1], free[end].astype(jnp.float32))
         near = (jnp.abs(ends - end) < length)[:, None] & (jnp.arange(copies) == copy)
         return free & ~near, (end + length - 1, copy)
 
     free = jnp.ones((len(ends), copies), bool)
-    _, (age, copy) = jax.lax.scan(draw, free, jax.random.split(key, count), unroll=unrolled(count))
+    # Random numbers of all draws at once: within a draw they would be kernels of their own.
+    each = jax.vmap(jax.random.split)(jax.random.split(key, count))
+    uniform = jax.vmap(jax.vmap(jax.random.uniform))(each)
+    _, (age, copy) = jax.lax.scan(draw, free, uniform, unroll=unrolled(count))
     return age, copy
 
 
@@ -151,7 +153,7 @@ def sample_starts(
     copies = replay.first.shape[1]
     ages = replay.row_of(jnp.arange(replay.rows))  # of every row: as far from the newest as the newest is from it
     acted = replay.acting[:, :, agent] & (ages < replay.filled)[:, None]
-    flat = _draw(key, acted.reshape(-1).astype(jnp.float32), (count,))
+    flat = _drawn(jax.random.uniform(key, (count,)), acted.reshape(-1).astype(jnp.float32))
     return ages[flat // copies], flat % copies
 
 

@@ -19,6 +19,7 @@ from codream.algorithms import algorithm
 from codream.config import Config, ConfigError
 from codream.envs import EnvSpec
 from codream.evaluation import evaluate
+from codream.linear import tree_of
 from codream.markov_model import MarkovModel, Transition, latent_rank, markov_loss, own_first, transitions
 from codream.ppo import Batch, Learner, gae, observed, ppo_loss
 from codream.presets import PRESETS, preset
@@ -461,9 +462,10 @@ def test_imagined_rewards_are_in_units_of_the_agents_own_returns(played, monkeyp
     scales = (jnp.asarray(4.0), jnp.array([16.0, 64.0]))  # squared
     state = eqx.tree_at(lambda s: (s.rewards.variance, s.returns.variance), state, scales)
     starts = draw_starts(state.rollout, state.spec, jax.random.key(0), config)
+    nothing = tree_of(projection.Imagined, trajectory=None, log_prob=None, advantage=None, target=None, weight=None)
     for module in (projection, wm_rnd):
-        monkeypatch.setattr(module, "trajectories", lambda *_: None)
-    monkeypatch.setattr(projection, "judged", lambda mine, dreams, valid, scale, config: (None, {"scale": scale}))
+        monkeypatch.setattr(module, "trajectories", lambda *_: tree_of(Projection, reward=None))
+    monkeypatch.setattr(projection, "judged", lambda mine, dreams, valid, scale, config: (nothing, {"scale": scale}))
     monkeypatch.setattr(wm_rnd, "straight_through_loss", lambda dreams, valid, scale, config: (0.0, {"scale": scale}))
 
     @eqx.filter_jit
