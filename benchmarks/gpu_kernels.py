@@ -22,6 +22,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -133,11 +134,11 @@ def parts(runner: Any, env: Any, config: Any) -> dict[str, tuple[Callable[..., A
     key = shapes(lambda: jax.random.key(0))
     there = shapes(lambda: TimeStep.blank(env.spec, config.num_envs))
     state, stands = runner.state, (runner.state, runner.memory, runner.here, runner.key)
-    acting = lambda *stands: choose(*stands, config)  # noqa: E731
+    acting = partial(choose, config=config)
     learns = (state, runner.episode_return, runner.here, shapes(acting, *stands), there)
     return {
         "acting": (acting, stands, ()),
-        "learning": (lambda *given: learn(*given, config, (1, 1)), learns, (0, 1)),
+        "learning": (partial(learn, config=config, due=(1, 1)), learns, (0, 1)),
         "world model": (lambda s, key: matwm.train_world_model(s, key, config), (state, key), (0,)),
         "imagination": (lambda s, key: matwm.imagine_for_agents(s, key, config), (state, key), ()),
         "agents": (lambda s, key: matwm.train_agents(s, key, config), (state, key), (0,)),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from typing import Any
 
 import equinox as eqx
@@ -124,7 +124,7 @@ def _host_programs(config: Config, backend: str) -> tuple[Compiled, Callable[[tu
     @cache
     def learner(due: tuple[int, int] | None) -> Compiled:
         # The state's buffers are reused for the next one, replay included.
-        return Compiled(lambda *given: learn(*given, config, due), donate=(0, 1))
+        return Compiled(partial(learn, config=config, due=due), donate=(0, 1))
 
     return Compiled(chosen), learner
 
