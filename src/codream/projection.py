@@ -75,8 +75,8 @@ class Starts(eqx.Module):
 class World(eqx.Module):
     """What all agents of an update imagine in."""
 
-    model: MarkovModel
-    alpha: Float[Array, ""]
+    model: MarkovModel  # its weights are constants
+    alpha: Float[Array, ""]  # the symmetry ratio
     scale: Float[Array, " agents"]  # of rewards, in that of each agent's returns
 
 
