@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import arrays, assert_same, copy_until, ppo_config, tiny_config
+from PIL import Image
 
 from codream import Config, EnvironmentFailure, Run, TrainingDiverged, cli, preset
 
@@ -146,9 +147,17 @@ def test_an_environment_of_ones_own(
     assert run.config.env == "toy"
     assert "toy (helpers:Toy)" in (run.path / "report.html").read_text(encoding="utf-8")
     assert cli.main(["evaluate", "a", "--episodes", "2", *own]) == 0
+    assert 'toy with {"length": 4}, cpu' in " ".join(capsys.readouterr().out.split())
+    longer = ["--env-kwargs", '{"length": 9}']
+    assert cli.main(["evaluate", "a", "--episodes", "2", *own, *longer, "--json", "longer.json"]) == 0
+    assert json.loads((tmp_path / "longer.json").read_text())["env_kwargs"] == {"length": 9}
     assert cli.main(["report", "a", "--quick", *own]) == 0
-    assert cli.main(["watch", "a", "--episodes", "1", "--no-dream", *own]) == 0
-    assert (run.path / "watch.gif").is_file()
+    pictures = []
+    for keywords in ([], longer):
+        assert cli.main(["watch", "a", "--episodes", "1", "--no-dream", *own, *keywords]) == 0
+        with Image.open(run.path / "watch.gif") as film:
+            pictures.append(film.n_frames)
+    assert pictures[1] == pictures[0] + 9 - 4
     assert cli.main([*train, *own, "--env-kwargs", '{"length": 4}', "--seed", "1", "--name", "b"]) == 0
     assert cli.main(["compare", "a", "b", "--episodes", "2", *own]) == 0
     assert "no matches were played" not in (tmp_path / "compare.html").read_text(encoding="utf-8")
@@ -156,9 +165,11 @@ def test_an_environment_of_ones_own(
 
     # A run's files never say what to import, so it has to be told each time; each time it says how.
     on = ["train", "--resume", "a", "--total-steps", "300", "--episodes", "0"]
-    for command in (["evaluate", "a"], ["report", "a"], ["watch", "a"], ["inspect", "--run", "a"], on):
+    for command in (["evaluate", "a"], ["report", "a"], ["watch", "a"], on):
         assert cli.main(command) == 2
         assert "on the command line --env-from helpers:Toy, in Python env=…" in capsys.readouterr().err
+    assert cli.main(["inspect", "--run", "a"]) == 0  # whose checkpoint says all that is asked for
+    assert "cat_0" in capsys.readouterr().out
     assert cli.main([*on, *own]) == 0
     assert run.config.total_steps == 300
     # The same environment, found elsewhere: from now on there.

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ from codream.envs.own import apart
 from codream.evaluation import CrossPlay, Row, _line_ups, _opponents, _row
 from codream.model_quality import sequences_of
 from codream.playing import EndlessEpisode, play
-from codream.report.dreams import recorded
+from codream.report.dreams import dream, recorded
 from codream.report.measures import _affordable
 from codream.trainer import named
 from codream.training import driver_for
@@ -70,7 +71,7 @@ def test_every_side_plays_every_reference(result: CrossPlay, agents: Agents) -> 
     assert written["run"] == agents.name
     assert written["seconds"] > 0
     assert written["members"]["agent"] == ["agent_0"]
-    assert set(written) == {*told, "version", "device", "run", "seconds", "members", "rows"}
+    assert set(written) == {*told, "version", "device", "run", "seconds", "members", "rows", "env_kwargs"}
     assert set(written["rows"][0]) == {"sides", "returns", "stderr", "side_stderr"}
     for row in written["rows"]:
         assert list(row["returns"]) == list(row["stderr"]) == list(agents.spec.agents)
@@ -174,9 +175,10 @@ def test_one_opponent_or_a_run_may_be_given_as_it_is(agents: Agents, host_run: R
     assert names_of(agents, "random") == ["random"]
     assert names_of(agents, host_run) == names_of(agents, host_run.path) == [str(host_run.path)]
     assert names_of(agents, agents) == names_of(agents, ("random", agents))[1:] == [str(host_run.path)]
-    for play_them in (evaluate, watch):
-        with pytest.raises(ConfigError, match="these agents are loaded already"):
-            play_them(agents, checkpoint=200)
+    for play_them in (evaluate, watch, dream):
+        for asked in ({"checkpoint": 200}, {"env_kwargs": {"max_cycles": 3}}):
+            with pytest.raises(ConfigError, match=rf"loaded already: codream\.load\(run, {next(iter(asked))}=…"):
+                play_them(agents, **asked)
     with pytest.raises(ConfigError, match="file that ends in"):  # agents are what it takes
         watch(agents, out="film.mov")
     for with_runs_only, message in (
@@ -185,6 +187,22 @@ def test_one_opponent_or_a_run_may_be_given_as_it_is(agents: Agents, host_run: R
     ):
         with pytest.raises(ValueError, match=message):
             inspect.unwrap(with_runs_only)(agents)  # as it is without the tests' check of annotations
+
+
+def test_trained_agents_play_where_the_environment_has_other_keywords(agents: Agents, host_run: Run) -> None:
+    shorter = load(host_run, env_kwargs={"max_cycles": 3})
+    assert len(recorded(shorter, 2, limit=None)[0]) == 3 + 1 < len(recorded(agents, 2, limit=None)[0])
+    result = evaluate(host_run, episodes=2, against=[], env_kwargs={"max_cycles": 3}, progress=False)
+    assert result.env_kwargs == result.to_json()["env_kwargs"] == {"max_cycles": 3}
+    assert "simple_tag_v3 (mpe2 1." in result.conditions()
+    assert ' with {"max_cycles": 3}, cpu' in result.conditions()
+    assert eqx.tree_equal(shorter.state, agents.state)
+    with pytest.raises(RunError, match="was trained on another environment: agents was"):
+        load(host_run, env_kwargs={"num_adversaries": 2})
+    with pytest.raises(ConfigError, match=r"simple_tag with {'max_cycle': 3} cannot be used"):
+        load(host_run, env_kwargs={"max_cycle": 3})
+    with pytest.raises(ConfigError, match=r"latest checkpoint: env_kwargs {}; got one of env_kwargs {'max_cycles': 3}"):
+        report(host_run, cross_play=result)
 
 
 def test_policies_of_ones_own_are_opponents_by_name(agents: Agents) -> None:

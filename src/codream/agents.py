@@ -18,23 +18,31 @@ from codream import checkpoint as checkpoints
 from codream.algorithms import State, algorithm
 from codream.building import build_beside
 from codream.compiled import quick_jit
-from codream.config import Config
+from codream.config import Config, ConfigError
 from codream.envs import EnvSpec, TimeStep
 from codream.envs.own import apart
 from codream.runs import Run
 from codream.training import driver_for
 
-__all__ = ["Agents", "Player", "load"]
+__all__ = ["Agents", "Player", "load", "loaded"]
 
 
 def load(
-    run: str | Path | Run, *, checkpoint: int | str | None = None, env: Any = None, root: str | Path = "runs"
+    run: str | Path | Run,
+    *,
+    checkpoint: int | str | None = None,
+    env: Any = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    root: str | Path = "runs",
 ) -> Agents:
     """The agents of a run, as its latest checkpoint (or the one at step `checkpoint`, or the `best`) has them.
 
-    `env`: the environment, where the run was trained on one given as an object.
-    Raises RunError if there is no such run, CheckpointError if its checkpoint is missing, damaged or of
-    another version.
+    `env`: the environment, where the run was trained on one given as an object. `env_kwargs`: keywords with which it is
+    made now, besides those of training or instead of them, e.g. `{"max_cycles": 100}`: how do they play where episodes
+    are longer? Agents, observations and actions must stay as they were.
+
+    Raises RunError if there is no such run, or where the environment is another now; CheckpointError if its checkpoint
+    is missing, damaged or of another version; ConfigError where there is no environment with such keywords.
     """
     run = Run.open(run, root)
     found = checkpoints.while_it_goes_on(run.checkpoints, lambda: checkpoints.find(run.path, checkpoint))
@@ -43,20 +51,42 @@ def load(
     with contextlib.suppress(TypeError):  # what cannot be copied is played on itself
         env = apart(env)
 
+    config = _with_keywords(found.config, env_kwargs or {})
+
     def make(copies: int, **options: Any) -> Any:
-        config = dataclasses.replace(found.config, env_kwargs={**found.config.env_kwargs, **options})
-        return build_beside(config, copies, env)
+        return build_beside(_with_keywords(config, options), copies, env)
 
     one = make(1)
     run.refuse_other_environment(found.spec, one.spec)
-    template = driver_for(one, found.config).template()
+    template = driver_for(one, config).template()
 
     def restored() -> Any:
         found = checkpoints.find(run.path, checkpoint)
         return found, checkpoints.restore(template, found)
 
     found, runner = checkpoints.while_it_goes_on(run.checkpoints, restored)
-    return Agents(runner.state, found.config, steps=found.steps, env=one, make=make, name=str(run.path))
+    return Agents(runner.state, config, steps=found.steps, env=one, make=make, name=str(run.path))
+
+
+def loaded(
+    agents: Agents | str | Path | Run,
+    *,
+    checkpoint: int | str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    **where: Any,
+) -> Agents:
+    """`load`, unless they are loaded already. Raises ConfigError where they are, and another checkpoint or other
+    keywords of their environment are asked for."""
+    if not isinstance(agents, Agents):
+        return load(agents, checkpoint=checkpoint, env_kwargs=env_kwargs, **where)
+    for what, asked in {"checkpoint": checkpoint, "env_kwargs": env_kwargs}.items():
+        if asked is not None:
+            raise ConfigError(f"{what} is of a run; these agents are loaded already: codream.load(run, {what}=…)")
+    return agents
+
+
+def _with_keywords(config: Config, keywords: Mapping[str, Any]) -> Config:
+    return dataclasses.replace(config, env_kwargs={**config.env_kwargs, **keywords})
 
 
 @lru_cache(maxsize=8)
@@ -75,6 +105,7 @@ class Agents:
     """
 
     config: Config
+    """That of their training, but for the keywords of the environment that `load` was given."""
     spec: EnvSpec
     steps: int
     """Environment steps that they were trained for."""

@@ -163,6 +163,7 @@ def _evaluate(command: Evaluate) -> None:
         against=command.against,
         checkpoint=command.checkpoint,
         env=_env(command),
+        env_kwargs=_keywords(command),
         root=command.root,
     )
     Console().print(result.table())
@@ -197,8 +198,8 @@ def _compare(command: Compare) -> None:
 
 def _watch(command: Watch) -> None:
     given = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
-    options = {name: value for name, value in given.items() if name not in ("run", "env_from")}
-    print(f"Written to {watch(command.run, env=_env(command), **options)}")
+    options = {name: value for name, value in given.items() if name not in ("run", "env_from", "env_kwargs")}
+    print(f"Written to {watch(command.run, env=_env(command), env_kwargs=_keywords(command), **options)}")
 
 
 def _inspect(command: Inspect) -> None:
@@ -239,17 +240,19 @@ def _config(command: Train | SweepCommand | Inspect) -> Config:
         raise ConfigError(
             f"preset {config.preset} is one of algo={started.algo}; for algo={config.algo} use {' or '.join(fitting)}"
         )
-    if command.env_kwargs is None:
-        return config
-    return dataclasses.replace(command.config, env_kwargs=_json_object("--env-kwargs", command.env_kwargs))
+    keywords = _keywords(command)
+    return config if keywords is None else dataclasses.replace(config, env_kwargs=keywords)
 
 
 def _env(command: Train | SweepCommand | Evaluate | Report | Compare | Watch | Inspect) -> Any:
     return None if command.env_from is None else maker(command.env_from)
 
 
-def _json_object(option: str, text: str) -> dict[str, Any]:
-    wanted = f"{option} expects a JSON object, e.g. '{{\"max_cycles\": 50}}', got {text!r}"
+def _keywords(command: Train | SweepCommand | Evaluate | Watch | Inspect) -> dict[str, Any] | None:
+    text = command.env_kwargs
+    if text is None:
+        return None
+    wanted = f"--env-kwargs expects a JSON object, e.g. '{{\"max_cycles\": 50}}', got {text!r}"
     try:
         value = json.loads(text)
     except ValueError as err:

@@ -12,10 +12,11 @@ from codream.config import Config
 from codream.live import WandbMode
 from codream.statistics import Summary
 
-__all__ = ["Compare", "Devices", "Envs", "Evaluate", "Inspect", "Report", "Train", "Watch"]
+__all__ = ["Compare", "Devices", "EnvFrom", "EnvKwargs", "Envs", "Evaluate", "Inspect", "Report", "Train", "Watch"]
 
 OneRun = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
 EnvFrom = Annotated[str | None, tyro.conf.arg(metavar="MODULE:NAME")]
+EnvKwargs = Annotated[str | None, tyro.conf.arg(metavar="JSON")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Train:
     env_from: EnvFrom = None
     """An environment of your own instead of --env: the class or function that makes it, e.g. my_envs:Meeting for what
     my_envs.py in this folder, or on PYTHONPATH, calls Meeting."""
-    env_kwargs: str | None = None
+    env_kwargs: EnvKwargs = None
     """Keyword arguments of the environment, as JSON, e.g. '{"max_cycles": 50}'."""
     episodes: int = 100
     """Episodes of every pairing in the table at the end; 0 for no table, and a report without playing."""
@@ -77,6 +78,8 @@ class Evaluate:
     """Evaluate the checkpoint at this step, or the best one (see --checkpoints-best), instead of the latest."""
     env_from: EnvFrom = None
     """What makes its environment, where that is one of your own."""
+    env_kwargs: EnvKwargs = None
+    """Keywords of the environment other than in training, as JSON, e.g. '{"max_cycles": 100}' for longer episodes."""
     json: Path | None = None
     """File to write the result to."""
     root: str = "runs"
@@ -146,6 +149,8 @@ class Watch:
     """Of the checkpoint at this step, or the best in cross-play, instead of the latest."""
     env_from: EnvFrom = None
     """What makes its environment, where that is one of your own."""
+    env_kwargs: EnvKwargs = None
+    """Keywords of the environment other than in training, as JSON, e.g. '{"max_cycles": 100}'."""
     root: str = "runs"
     """Folder of all runs."""
 
@@ -159,7 +164,7 @@ class Inspect:
     """A run, by its folder or its name, instead of a configuration."""
     env_from: EnvFrom = None
     """An environment of your own: the class or function that makes it."""
-    env_kwargs: str | None = None
+    env_kwargs: EnvKwargs = None
     """Keyword arguments of the environment, as JSON."""
     root: str = "runs"
     """Folder of all runs."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from jaxtyping import Float, Int
 from rich.markup import escape
 from rich.table import Table
 
-from codream.agents import Agents, Player, load
+from codream.agents import Agents, Player, load, loaded
 from codream.config import ConfigError
 from codream.envs import EnvSpec, TimeStep
 from codream.envs.references import references_for
@@ -69,14 +70,16 @@ class CrossPlay:
     members: dict[str, list[str]]
     """Agents of each side."""
     rows: list[Row]
+    env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keywords that the environment was made with."""
     social: Social | None = None
     """Social outcomes of self-play, where all agents are of one side."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values by the fields' names: the conditions, from `environment` to `members` (`seconds` of wall-clock
-        time), and `"rows": [{"sides", "returns", "stderr", "side_stderr"}]`; with one side also `"social":
-        {"efficiency", "equality", "sustainability", "cooperation"}`, each [mean, standard error]. Where one episode has
-        no standard error it is None."""
+        time) and `env_kwargs`, and `"rows": [{"sides", "returns", "stderr", "side_stderr"}]`; with one side also
+        `"social": {"efficiency", "equality", "sustainability", "cooperation"}`, each [mean, standard error]. Where one
+        episode has no standard error it is None."""
         rows = [dataclasses.asdict(row) for row in self.rows]
         for row in rows:  # one episode has no standard error, and JSON no NaN
             for name in ("stderr", "side_stderr"):
@@ -113,10 +116,11 @@ class CrossPlay:
     def conditions(self) -> str:
         """Under which conditions the numbers were taken, in one sentence."""
         version = f" ({self.version})" if self.version else ""
+        keywords = f" with {json.dumps(self.env_kwargs)}" if self.env_kwargs else ""
         seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
         return (
             f"self: {self.run} after {self.steps:,} steps, {'greedy' if self.greedy else 'sampled'} actions. "
-            f"Mean ± standard error over {self.episodes} episodes, {seeds}. {self.environment}{version}, "
+            f"Mean ± standard error over {self.episodes} episodes, {seeds}. {self.environment}{version}{keywords}, "
             f"{self.device}, "
             f"{clock(self.seconds)} min."
         )
@@ -160,6 +164,7 @@ def evaluate(
     against: Opponent | Sequence[Opponent] | Mapping[str, Any] | None = None,
     checkpoint: int | str | None = None,
     env: Any = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     root: str | Path = "runs",
     progress: bool = True,
 ) -> CrossPlay:
@@ -173,7 +178,8 @@ def evaluate(
     with a NumPy Generator for what it draws; where `timestep.first`, an episode begins. With three
     or more sides, all others are replaced at once; with one side all agents are, for comparison. `checkpoint`: of the
     run, by its step or `best`. `env`: the environment as an object, where the run was trained on one; an object that
-    steps copies of its own is played with these, and left open. `root`: where runs that are given by name are.
+    steps copies of its own is played with these, and left open. `env_kwargs`: keywords that it is made with, besides
+    those of training or instead of them (see `load`). `root`: where runs that are given by name are.
 
     Raises ConfigError for an opponent that is none of these, of another environment, or that answers otherwise;
     EndlessEpisode where an episode is longer than 20,000 steps.
@@ -181,10 +187,7 @@ def evaluate(
     for what, value in (("episodes", episodes), ("seeds", seeds)):
         if value < 1:
             raise ConfigError(f"{what} must be 1 or more, got {value}")
-    if not isinstance(agents, Agents):
-        agents = load(agents, checkpoint=checkpoint, env=env, root=root)
-    elif checkpoint is not None:
-        raise ConfigError("checkpoint is of a run; these agents are loaded already: codream.load(run, checkpoint=…)")
+    agents = loaded(agents, checkpoint=checkpoint, env=env, env_kwargs=env_kwargs, root=root)
     began = time.monotonic()
     spec = agents.spec
     opponents = _opponents(spec, against, greedy, env, root)
@@ -216,6 +219,7 @@ def evaluate(
         seconds=time.monotonic() - began,
         members={side: [spec.agents[i] for i in members] for side, members in spec.sides.items()},
         rows=rows,
+        env_kwargs=agents.config.env_kwargs,
         social=None if outcomes is None else outcomes.social(),
     )
 

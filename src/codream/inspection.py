@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from codream import checkpoint as checkpoints
 from codream import matwm
 from codream.algorithms import of_learner
 from codream.building import build_env
@@ -108,19 +109,21 @@ class Inspection:
 def inspect(
     config: Config | Run | str | Path | None = None, *, env: Any = None, root: str | Path = "runs"
 ) -> Inspection:
-    """Take apart a configuration (default: preset `small`), or that of a run. `env`: the environment as an object.
+    """Take apart a configuration (default: preset `small`), or that of a run. `env`: the environment as an object; a
+    run that has a checkpoint needs none, as its shapes are in there.
 
     Raises ConfigError or UnknownEnvironment for a configuration that cannot be built, RunError for a run that is not.
     """
-    if not isinstance(config, Config):
-        run = None if config is None else Run.open(config, root)
-        if run is not None and run.by_object and env is None:
-            raise run.needs_its_environment()
-        config = preset("small") if run is None else run.config
-    made = build_env(config, config.num_envs, env)
-    spec = made.spec
-    if isinstance(made, HostEnv):
-        made.close()
+    spec = None
+    if config is None:
+        config = preset("small")
+    elif not isinstance(config, Config):
+        run = Run.open(config, root)
+        config = run.config
+        if env is None:
+            spec = _trained_on(run)
+    if spec is None:
+        spec = _spec_of(config, env)
     config = config.resolve(spec)
     taken = of_learner(_APART, config.algo, "codream.inspection._APART")(spec, config)
     gains = of_learner(_GAINS, config.algo, "codream.inspection._GAINS")
@@ -136,6 +139,24 @@ def inspect(
         flops={name: both_counts(f, *args) for name, (f, args) in taken.work.items()},
         memory=_memory(taken.held),
     )
+
+
+def _trained_on(run: Run) -> EnvSpec | None:
+    """What a run's latest checkpoint says of its environment, so that it can be inspected where that is not installed;
+    None if there is no checkpoint. Raises RunError where there is also no way to make the environment."""
+    try:
+        return checkpoints.while_it_goes_on(run.checkpoints, lambda: checkpoints.find(run.path)).spec
+    except checkpoints.CheckpointError:
+        if run.by_object:
+            raise run.needs_its_environment() from None
+        return None
+
+
+def _spec_of(config: Config, env: Any) -> EnvSpec:
+    made = build_env(config, config.num_envs, env)
+    if isinstance(made, HostEnv):
+        made.close()
+    return made.spec
 
 
 def _matwm_apart(spec: EnvSpec, config: Config) -> Apart:

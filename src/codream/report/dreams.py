@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped
 
 from codream import matwm, wm_rnd
 from codream.actor_critic import Actor, Critic
-from codream.agents import Agents, load
+from codream.agents import Agents, loaded
 from codream.compiled import quick_jit
 from codream.config import ConfigError
 from codream.envs import EnvSpec
@@ -91,21 +92,21 @@ def dream(
     seed: int = 0,
     checkpoint: int | str | None = None,
     env: Any = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     root: str | Path = "runs",
 ) -> list[Episode]:
     """Play evaluation episodes, and have every agent imagine each of them `samples` times, as arrays.
 
     An agent watches the first steps, its context, and then follows the actions that were really taken with its eyes
-    closed. Of long games the first 48 steps. `greedy`, `checkpoint`, `env`: as in `watch`, which makes pictures of it.
+    closed. Of long games the first 48 steps. `greedy`, `checkpoint`, `env`, `env_kwargs`: as in `watch`, which makes
+    pictures of it.
 
     Raises RunError and CheckpointError as `load` does, ConfigError for less than one episode or dream.
     """
     for name, value in (("episodes", episodes), ("samples", samples)):
         if value < 1:
             raise ConfigError(f"{name} must be 1 or more, got {value}")
-    if isinstance(run, Agents) and checkpoint is not None:
-        raise ConfigError("checkpoint is of a run; these agents are loaded already: codream.load(run, checkpoint=…)")
-    agents = run if isinstance(run, Agents) else load(run, checkpoint=checkpoint, env=env, root=root)
+    agents = loaded(run, checkpoint=checkpoint, env=env, env_kwargs=env_kwargs, root=root)
     played = recorded(agents, episodes, greedy=greedy, seed=seed, limit=MOST_STEPS)
     return dreams_of(agents, played, [(f"episode {k + 1}", k) for k in range(episodes)], samples=samples, seed=seed)
 

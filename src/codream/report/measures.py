@@ -101,6 +101,7 @@ def _refuse_of_others(cross_play: CrossPlay, run: Run, agents: Agents) -> None:
         ("run", folder(cross_play.run), folder(run.path)),
         ("steps", cross_play.steps, agents.steps),
         ("environment", cross_play.environment, agents.spec.name),
+        ("env_kwargs", cross_play.env_kwargs, agents.config.env_kwargs),
         ("members", cross_play.members, sides),
     ):
         if theirs != ours:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from codream.agents import Agents, load
+from codream.agents import Agents, loaded
 from codream.config import ConfigError
 from codream.envs import HostEnv
 from codream.model_quality import Recording
@@ -40,6 +41,7 @@ def watch(
     fps: float = FPS,
     checkpoint: int | str | None = None,
     env: Any = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     root: str | Path = "runs",
     progress: bool = True,
 ) -> Path:
@@ -49,18 +51,17 @@ def watch(
     folder). `dream`: beside each episode
     what `agent` (default: the first) imagined from its start on; where a game is long, its first 48 steps. Without,
     all of up to 500 steps. `greedy`: the most probable action instead of a sampled one. `env`: the environment,
-    where the run was trained on one given as an object.
+    where the run was trained on one given as an object. `env_kwargs`: keywords that it is made with, besides those of
+    training or instead of them (see `load`).
 
     Drawn are positions in the games of MPE whose layout is known, boards, and images as the agent sees them; elsewhere
     the environment's own picture where it is PettingZoo's and can make one, or the entries of the observation. Beside
     the agents' names is what they have earned so far, with `common_reward` everyone the sum of all.
 
     Raises RunError and CheckpointError as `load` does, ConfigError for an agent that is not there, another file name
-    or a `checkpoint` of loaded agents,
+    or a `checkpoint` or `env_kwargs` of loaded agents,
     ModuleNotFoundError where MP4 lacks its library.
     """
-    if isinstance(run, Agents) and checkpoint is not None:
-        raise ConfigError("checkpoint is of a run; these agents are loaded already: codream.load(run, checkpoint=…)")
     folder = Path(run.name) if isinstance(run, Agents) else Run.open(run, root).path
     path = folder / "watch.gif" if out is None else Path(out)
     try:
@@ -69,7 +70,7 @@ def watch(
         raise ConfigError(str(err)) from None
     if episodes < 1 or fps <= 0:
         raise ConfigError(f"episodes must be 1 or more and fps above 0, got {episodes} and {fps:g}")
-    agents = run if isinstance(run, Agents) else load(folder, checkpoint=checkpoint, env=env)
+    agents = loaded(run, checkpoint=checkpoint, env=env, env_kwargs=env_kwargs, root=root)
     spec = agents.spec
     if agent is not None and agent not in spec.agents:
         raise ConfigError(f"{spec.name} has the agents {', '.join(spec.agents)}, got {agent!r}")

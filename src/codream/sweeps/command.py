@@ -10,6 +10,7 @@ import jax
 import tyro
 from rich.console import Console
 
+from codream.commands import EnvFrom, EnvKwargs
 from codream.config import Config
 from codream.statistics import Summary
 from codream.sweeps import SweepFailed, sweep
@@ -60,9 +61,9 @@ class SweepCommand:
     deviation, as the paper reports."""
     root: str = "runs"
     """Folder of all runs; on a cluster one that all machines share."""
-    env_from: Annotated[str | None, tyro.conf.arg(metavar="MODULE:NAME")] = None
+    env_from: EnvFrom = None
     """An environment of your own instead of --env: the class or function that makes it, e.g. my_envs:Meeting."""
-    env_kwargs: str | None = None
+    env_kwargs: EnvKwargs = None
     """Keyword arguments of the environment, as JSON, e.g. '{"max_cycles": 50}'."""
 
 
