@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from helpers import Toy, arrays, assert_same, ppo_config
 
 import codream
 from codream import Config, Run, RunError, cli, preset
+from codream.envs.own import maker, place_of
+from codream.sweeps import work
 from codream.sweeps.command import SweepCommand
 from codream.sweeps.design import assignments, listed, trials_of
-from codream.sweeps.work import _measured
+from codream.sweeps.work import Task, _measured, carry_out
 
 pytest.importorskip("ray", reason="needs codream[sweep]")
 
@@ -51,6 +54,22 @@ def test_every_combination_with_every_seed() -> None:
     last = trials[-1].config
     assert (last.world_model.teammates, last.agents.lr, last.seed) == (False, 3e-4, 1)
     assert [trial.name for trial in trials_of(preset("small"))] == ["simple_tag-small-seed0"]
+
+
+def test_a_trial_knows_where_its_environment_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "short_toy.py").write_text(
+        "import functools, helpers\nshort = functools.partial(helpers.Toy, length=2)"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = maker("short_toy:short")
+    task = Task(tmp_path / "trial", ppo_config(), found, place_of(found), 0, None)
+    sent = pickle.loads(pickle.dumps(task))  # as to another process
+    assert place_of(sent.env) is None
+    known = []
+    monkeypatch.setenv("PJRT_NPROC", "1")
+    monkeypatch.setattr(work, "train", lambda config, env, **how: known.append(place_of(env)))
+    carry_out(sent, 1, None)
+    assert known == ["short_toy:short"]
 
 
 def test_ablations_change_one_thing_each() -> None:

@@ -17,10 +17,10 @@ from typing import Any
 from codream.envs import EnvSpec, HostEnv
 from codream.envs.registry import UnknownEnvironment
 
-__all__ = ["apart", "maker", "own_copies", "place_of", "raised_at"]
+__all__ = ["apart", "found_at", "maker", "own_copies", "place_of", "raised_at"]
 
 _FOUND: dict[int, tuple[str, Any]] = {}
-"""What `maker` found where, by identity: an instance, a lambda or a partial does not know its own place. Kept, so that
+"""What was found where, by identity: an instance, a lambda or a partial does not know its own place. Kept, so that
 no other object gets the same number."""
 
 
@@ -55,8 +55,14 @@ def maker(place: str) -> Any:
                 + (f"; the nearest: {', '.join(near)}" if near else "")
             )
         found = getattr(found, part)
-    _FOUND[id(found)] = (place, found)
+    found_at(found, place)
     return found
+
+
+def found_at(env: Any, place: str | None) -> None:
+    """Have `place_of` remember where this was found, e.g. by the process that it came from."""
+    if place is not None:
+        _FOUND[id(env)] = (place, env)
 
 
 def apart(env: Any) -> Any:

@@ -15,6 +15,7 @@ from rich.table import Table
 from codream import retention
 from codream.config import Config, ConfigError
 from codream.envs import GraphEnv, HostEnv, is_graph
+from codream.envs.own import place_of
 from codream.presets import preset, refuse_unread
 from codream.reading import changes
 from codream.report import compare
@@ -110,7 +111,7 @@ def sweep(
     for trial in trials:
         _refuse_changes(Run(folder / trial.name), trial.config)
     cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    tasks = {t.name: Task(folder / t.name, t.config, env, episodes, cache) for t in trials}
+    tasks = {t.name: Task(folder / t.name, t.config, env, place_of(env), episodes, cache) for t in trials}
     outcomes = {name: Outcome("finished" if task.done else "unfinished") for name, task in tasks.items()}
     with Run(folder).locked():
         if not all(task.done for task in tasks.values()):

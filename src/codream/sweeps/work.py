@@ -15,6 +15,7 @@ import jax
 from codream import retention
 from codream.agents import load
 from codream.config import Config
+from codream.envs.own import found_at
 from codream.evaluation import evaluate
 from codream.report import report
 from codream.report.measures import latest_measures
@@ -47,6 +48,8 @@ class Task:
     config: Config
     env: Any
     """The environment as an object, or None."""
+    place: str | None
+    """Where Python finds it, which an object that comes from another process may no longer know."""
     episodes: int
     cache: str | None
     """Folder of compiled programs."""
@@ -78,6 +81,7 @@ def carry_out(task: Task, cpus: float, gpus: float | None) -> str | None:
     Raises what `train` does, and RunError where the sweep's folder is not to be seen from this machine.
     """
     _limit(cpus, gpus)
+    found_at(task.env, task.place)
     if task.cache is not None:
         jax.config.update("jax_compilation_cache_dir", task.cache)
     folder = task.path.parent
