@@ -33,6 +33,7 @@ import codream
 from codream import Config, preset
 from codream.algorithms import algorithm
 from codream.envs.cooperation import cooperation_counter
+from codream.progress import Bar
 from codream.runs import device, environment_version
 from codream.social import Outcomes
 from codream.together import Together
@@ -131,23 +132,27 @@ def train(game: str, variant: str, args: argparse.Namespace, seconds: float | No
 
     found: dict[str, Any] = {"config": json.loads(config.to_json()), "seeds": args.seeds, "episodes": args.episodes}
     spent, steps, curve, totals = 0.0, 0, [], None
-    while "steps" not in found or (seconds is not None and spent < seconds):
-        began = clock()
-        runners, metrics = together.advance(runners)
-        jax.block_until_ready(metrics)
-        before, steps = steps, min(together.steps(runners))
-        if before:  # the first chunk also compiles
-            spent += clock() - began
-        totals = metrics if totals is None else jax.tree.map(jnp.add, totals, metrics)
-        every = args.steps // 40
-        if steps // every > before // every:
-            sums = jax.device_get(totals)
-            means = {k: [float(run[k][0]) / max(float(run[k][1]), 1.0) for run in sums] for k in sums[0]}
-            curve.append({"steps": steps, "seconds": spent, **means})
-            totals = None
-        if before < args.steps <= steps:
-            found["steps"] = {"steps": steps, "seconds": spent, "judged": judge()}
-            print(f"{game} {variant}: {steps:,} steps of {args.seeds} seeds in {spent:.0f} s", flush=True)
+    with Bar(f"{game} {variant}, each of {args.seeds} seeds", args.steps) as bar:
+        while "steps" not in found or (seconds is not None and spent < seconds):
+            began = clock()
+            runners, metrics = together.advance(runners)
+            jax.block_until_ready(metrics)
+            before, steps = steps, min(together.steps(runners))
+            if before:  # the first chunk also compiles
+                spent += clock() - began
+            bar.update(min(steps, args.steps), last="steps" not in found and steps >= args.steps)
+            if "steps" in found and seconds is not None:
+                bar.note(f"on to {steps:,} in {spent:.0f} of {seconds:.0f} s")
+            totals = metrics if totals is None else jax.tree.map(jnp.add, totals, metrics)
+            every = args.steps // 40
+            if steps // every > before // every:
+                sums = jax.device_get(totals)
+                means = {k: [float(run[k][0]) / max(float(run[k][1]), 1.0) for run in sums] for k in sums[0]}
+                curve.append({"steps": steps, "seconds": spent, **means})
+                totals = None
+            if before < args.steps <= steps:
+                found["steps"] = {"steps": steps, "seconds": spent, "judged": judge()}
+                print(f"{game} {variant}: {steps:,} steps of {args.seeds} seeds in {spent:.0f} s", flush=True)
     if seconds is not None or variant == "wm_rnd":  # which is given no seconds, and says how many there are
         found["seconds"] = found["steps"] if seconds is None else {"steps": steps, "seconds": spent, "judged": judge()}
     return {**found, "curve": curve}
