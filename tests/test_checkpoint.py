@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, and what was damaged is refused by name."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -55,7 +56,24 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert (found.steps, found.spec, found.config) == (10, SPEC, tiny_config())
     back = restore(eqx.filter_eval_shape(thing, 5.0), found)
     assert eqx.tree_equal(back, thing())
+    assert find(tmp_path, np.int64(10)).steps == 10
+    with pytest.raises(CheckpointError, match="expected a checkpoint by its step, a whole number, or best; got '10'"):
+        find(tmp_path, "10")
     assert jax.random.key_impl(back.key) == jax.random.key_impl(thing().key)
+
+
+@pytest.mark.parametrize("name", ["proj [2024]", "a\\b", "**", "a b é"])
+def test_a_folder_may_have_a_name_that_looks_like_a_pattern(name: str, tmp_path: Path) -> None:
+    keep(thing(), tmp_path / name, 10)
+    assert eqx.tree_equal(restore(eqx.filter_eval_shape(thing, 5.0), find(tmp_path / name)), thing())
+    assert [file.name for file in (tmp_path / name / "checkpoints").iterdir()] == ["10"]
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_plain", contextlib.nullcontext)
+    with pytest.raises(OSError, match="could not be read again"):
+        keep(thing(), tmp_path / "lr[1e-3]", 10)
+    assert not saved(tmp_path / "lr[1e-3]" / "checkpoints")
 
 
 def test_only_the_latest_are_kept(tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ def test_train_and_evaluate(
             "overcooked has the layouts cramped_room",
         ),
         (["evaluate", "nothing"], "the run nothing does not exist"),
+        (["evaluate", "nothing", "--json", "."], "expected a file that can be written, got .: it is a folder"),
+        (["compare", "nothing", "--out", "."], "expected a file that can be written, got .: it is a folder"),
     ],
 )
 def test_wrong_requests_get_one_clear_message(
@@ -183,7 +185,12 @@ def test_an_environment_of_ones_own(
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(EnvironmentFailure("it broke"), 1), (TrainingDiverged("nan"), 1), (KeyboardInterrupt(), 130)],
+    [
+        (EnvironmentFailure("it broke"), 1),
+        (TrainingDiverged("nan"), 1),
+        (PermissionError(13, "Permission denied", "runs"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
 )
 def test_failures_while_running(
     error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -140,6 +140,8 @@ def test_keywords_of_an_environment_are_what_json_holds() -> None:
         Config(env_kwargs={"rule": len})
     with pytest.raises(ConfigError, match=r"got \{1: 2\}"):
         Config(env_kwargs={"map": {1: 2}})
+    with pytest.raises(ConfigError, match="got nan"):
+        Config(env_kwargs={"gravity": float("nan")})
 
 
 def test_a_batch_that_devices_cannot_share_says_what_would_do() -> None:

@@ -14,7 +14,7 @@ import pytest
 from helpers import Toy, arrays, assert_same, ppo_config
 
 import codream
-from codream import Config, Run, RunError, cli, preset
+from codream import Config, ConfigError, Run, RunError, cli, preset
 from codream.envs.own import maker, place_of
 from codream.sweeps import work
 from codream.sweeps.command import SweepCommand
@@ -70,6 +70,12 @@ def test_a_trial_knows_where_its_environment_was_found(tmp_path: Path, monkeypat
     monkeypatch.setattr(work, "train", lambda config, env, **how: known.append(place_of(env)))
     carry_out(sent, 1, None)
     assert known == ["short_toy:short"]
+
+
+def test_an_environment_of_ones_own_is_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="env is varied, but an environment was given as an object"):
+        codream.sweep(ppo_config(), env=Toy, grid={"env": ["simple_tag", "coin_game"]}, root=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_ablations_change_one_thing_each() -> None:

@@ -160,7 +160,8 @@ class Agents:
         Action masks are read from the observations, or from `infos` as PettingZoo's `reset` and `step`
         return them.
 
-        Raises ValueError for an agent that the environment does not have; for an observation or a mask of another
+        Raises ValueError for an agent that the environment does not have, and without `infos` where the masks are in
+        there; for an observation or a mask of another
         shape, or one that is not finite, EnvironmentFailure on a host environment and ValueError on one inside JAX;
         TypeError where the environment was given as an object that has codream's own interface.
         """

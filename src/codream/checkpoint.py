@@ -7,13 +7,17 @@ not an array is rebuilt from the configuration; nothing is pickled, and reading 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import glob
 import logging
+import operator
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import equinox as eqx
 import jax
@@ -83,8 +87,8 @@ class Checkpoint:
         """All arrays by their place in the runner, e.g. `state.agents.return_scale`. Raises CheckpointDamaged."""
         wanted = {name: _orbax().RestoreArgs(restore_type=np.ndarray) for name in self.manifest.arrays}
         try:
-            with _checkpointer() as checkpointer:
-                found = checkpointer.restore((self.path / "arrays").absolute(), restore_args=wanted)
+            with _checkpointer() as checkpointer, _plain(self.path.absolute()) as place:
+                found = checkpointer.restore(place / "arrays", restore_args=wanted)
             empty = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.manifest.empty.items()}
         except Exception as err:  # whatever Orbax makes of files that it did not write
             reason = f"its arrays cannot be read ({type(err).__name__}: {(str(err).splitlines() or [''])[0]})"
@@ -131,8 +135,10 @@ def write(
     empty = {name: (list(x.shape), x.dtype.name) for name, x in taken.arrays.items() if x.size == 0}
     try:
         writing.mkdir()
-        with _checkpointer() as checkpointer:
-            checkpointer.save((writing / "arrays").absolute(), full)
+        with _checkpointer() as checkpointer, _plain(writing.absolute()) as place:
+            checkpointer.save(place / "arrays", full)
+        if not (writing / "arrays" / "manifest.ocdbt").exists():  # what its arrays are found by
+            raise OSError(f"Orbax left no list of arrays in {writing}, so that they could not be read again")
         manifest = Manifest(
             format=FORMAT,
             steps=steps,
@@ -161,6 +167,19 @@ def write(
     return final
 
 
+@contextlib.contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """The folder by a path of ordinary letters: Orbax looks for what it wrote with `glob`, for which [1] in a name
+    stands for 1, and to TensorStore a backslash is a slash."""
+    if glob.escape(str(folder)) == str(folder) and (os.name == "nt" or "\\" not in str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="codream-") as aside:
+        link = Path(aside) / "checkpoint"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
 def _sync(path: Path) -> None:
     """Wait until a file, or a folder's list of files, is on the disk."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folders
@@ -175,7 +194,7 @@ def _sync(path: Path) -> None:
 # ------------------------------------------------------------------------------------------ finding
 
 
-def find(run: Path, steps: int | str | None = None) -> Checkpoint:
+def find(run: Path, steps: SupportsIndex | str | None = None) -> Checkpoint:
     """The latest checkpoint of a run, the one at `steps`, or the `best` in cross-play, verified.
 
     Raises CheckpointError if there is none, or if it is damaged or of another version; the message then
@@ -192,7 +211,11 @@ def find(run: Path, steps: int | str | None = None) -> Checkpoint:
             raise CheckpointError(f"no checkpoint of {run} has a score; train with --checkpoints-best SIDE:OPPONENT")
     if steps is None:
         steps = max(every)
-    if not isinstance(steps, int) or steps not in every:
+    try:
+        steps = operator.index(steps)  # pyright: ignore[reportArgumentType]  # NumPy's integers too
+    except TypeError:
+        raise CheckpointError(f"expected a checkpoint by its step, a whole number, or best; got {steps!r}") from None
+    if steps not in every:
         raise CheckpointError(f"{run} has no checkpoint at step {steps}; it has {', '.join(map(str, every))}")
     try:
         return _verified(every[steps])

@@ -37,7 +37,7 @@ from codream.playing import EndlessEpisode
 from codream.presets import PRESETS, preset
 from codream.reading import flat
 from codream.report import compare, report, watch
-from codream.runs import Run, RunError, replace_text
+from codream.runs import Run, RunError, file_to_write, replace_text
 from codream.sweeps import SweepFailed
 from codream.sweeps.command import SweepCommand, run_sweep
 from codream.trainer import train, train_seeds
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _DO[type(command)](command)
     except (ConfigError, RunError, UnknownEnvironment, CheckpointError, ModuleNotFoundError) as err:
         return _fail(err, 2)
-    except (EnvironmentFailure, FirstHostFailed, TrainingDiverged, SweepFailed) as err:
+    except (EnvironmentFailure, FirstHostFailed, TrainingDiverged, SweepFailed, OSError) as err:
         return _fail(err, 1)
     except KeyboardInterrupt as err:  # `train` has said how to go on
         return getattr(err, "status", 130)
@@ -143,7 +143,7 @@ def _train(command: Train) -> None:
     finally:  # it is trained, whatever goes wrong with playing
         for run in runs:
             print(f"The run lies in {run.path}")
-            print(f"  see what it learned: open {run.path / 'report.html'}")
+            print(f"  see what it learned: open {shlex.quote(str(run.path / 'report.html'))}")
     if len(runs) > 1:
         print(f"See them side by side: codream compare {shlex.join(str(run.path) for run in runs)}")
     else:
@@ -155,6 +155,7 @@ def _sweep(command: SweepCommand) -> None:
 
 
 def _evaluate(command: Evaluate) -> None:
+    file = None if command.json is None else file_to_write(command.json)
     result = evaluate(
         Run.open(command.run, command.root),
         episodes=command.episodes,
@@ -167,10 +168,9 @@ def _evaluate(command: Evaluate) -> None:
         root=command.root,
     )
     Console().print(result.table())
-    if command.json is not None:
-        command.json.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(command.json, json.dumps(result.to_json(), indent=2) + "\n")
-        print(f"Written to {command.json}")
+    if file is not None:
+        replace_text(file, json.dumps(result.to_json(), indent=2) + "\n")
+        print(f"Written to {file}")
 
 
 def _report_after(run: Run, result: CrossPlay, env: Any) -> None:

@@ -67,7 +67,8 @@ class Config:
     warmup: int = 1_000
     """Steps with uniformly random actions. Training begins after them, once the buffer has enough for a batch."""
     world_model_every: float = 1.0
-    """Environment steps for each world-model update; below 1 there are several a step."""
+    """Environment steps for each world-model update; below 1 there are several a step. With `algo=wm_rnd`, which learns
+    from whole rollouts, at least one a rollout."""
     agents_every: float = 1.0
     """Environment steps for each update of all agents."""
     checkpoint_every: int = 5_000
@@ -216,7 +217,7 @@ def _as_json(value: Any) -> Any:
         return {name: _as_json(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_as_json(inner) for inner in value]
-    if value is None or isinstance(value, str | bool | int | float):
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise ConfigError(
         f"env_kwargs can hold what JSON can, as a run keeps them in a file, got {value!r}; give other keywords to an "

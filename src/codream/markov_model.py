@@ -50,7 +50,6 @@ def transitions(rollout: Rollout, at: Int[Array, " n"], scale: Float[Array, ""],
     n, agents = len(at), spec.num_agents
     own = lambda x: jax.lax.collapse(flat(x)[at], 0, 2)  # noqa: E731
     common = lambda x: jnp.repeat(flat(x)[at], agents, axis=0)  # noqa: E731
-    led_here = jnp.pad(rollout.acting[:-1], ((1, 0), (0, 0), (0, 0)))  # what led to the first row is not known any more
     return Transition(
         obs=own(rollout.obs),
         mask=own(rollout.allowed(spec)),
@@ -59,7 +58,7 @@ def transitions(rollout: Rollout, at: Int[Array, " n"], scale: Float[Array, ""],
         reward=common(rollout.reward) / scale,
         terminal=own(rollout.terminal),
         obs_next=own(rollout.every_obs[1:]),
-        seen=own(rollout.acting | led_here),
+        seen=own(rollout.seen),
         focal=jnp.tile(jnp.arange(agents), n),
     )
 
@@ -135,10 +134,13 @@ def latent_rank(z: Float[Array, "n z"]) -> Float[Array, ""]:
     return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0.0)))
 
 
-def code_measures(model: MarkovModel, obs: Shaped[Array, "n *shape"], key: PRNGKeyArray) -> dict[str, Array]:
+def code_measures(
+    model: MarkovModel, obs: Shaped[Array, "n *shape"], seen: Bool[Array, " n"], key: PRNGKeyArray
+) -> dict[str, Array]:
     """What would show that the code has collapsed: its effective rank, the mean deviation of an entry, and the share of
-    classes that are never the most probable one, over 256 of the observations."""
-    some = obs[jax.random.randint(key, (256,), 0, len(obs))]
+    classes that are never the most probable one, over 256 of the observations that were seen."""
+    first = jnp.argsort(~seen)  # those that were, in their order
+    some = obs[first[jax.random.randint(key, (256,), 0, jnp.maximum(jnp.sum(seen), 1))]]
     _, log_probs = jax.vmap(lambda o: model.representation.posterior(o, key))(some)
     codes = jnp.exp(log_probs).reshape(256, -1)
     return {
@@ -165,7 +167,7 @@ def _parts(model: MarkovModel, t: Transition, key: PRNGKeyArray) -> dict[str, Ar
         chosen = jnp.sum(log_probs * actions[1:], axis=-1)
         parts["team"] = -jnp.sum(jnp.where(took[1:], chosen, 0.0))
         hit = (jnp.argmax(log_probs, axis=-1) == t.action[order][1:]) & took[1:]
-        parts["team_accuracy"] = jnp.sum(hit) / jnp.maximum(jnp.sum(took[1:]), 1)
+        parts["team_hits"], parts["team_actions"] = jnp.sum(hit), jnp.sum(took[1:])
         if model.actions == "predicted":
             actions = jnp.concatenate([actions[:1], jax.lax.stop_gradient(jnp.exp(log_probs))])
     h = model.step(z, actions, t.focal)
@@ -193,6 +195,9 @@ def markov_loss(
     took = jax.vmap(lambda t: t.acting[t.focal])(batch)
     mean = lambda x, where: jnp.sum(jnp.where(where, x, 0.0)) / jnp.maximum(jnp.sum(where), 1)  # noqa: E731
     parts = {name: mean(x, batch.seen if name == "rec" else took) for name, x in parts.items()}
+    if "team_hits" in parts:  # over all of the others' actions, as a step may have none
+        hits, actions = parts.pop("team_hits"), parts.pop("team_actions")
+        parts["team_accuracy"] = jnp.where(actions > 0, hits / actions, 0.0)
     w = config.world_model
     weights = {
         "rec": w.rec_weight,

@@ -104,12 +104,14 @@ def imagine_along(
     reward_scale: Float[Array, ""],
     return_scales: Float[Array, " agents"],
     keys: Key[Array, " dreams"],
+    *,
+    mirrored: bool,
 ) -> dict[str, Array]:
     """Step through an episode with every agent; up to `start` it sees the real observation, then what it imagines.
 
     `s` has a leading agent axis. Axes of the result: [agents, dreams, time]. Without a model there is no dream: only
     what each policy and critic make of the real observations. `others` is what the predictor expects or, where partners
-    are mirrored, what the focal agent itself would do in the others' place.
+    are `mirrored`, what the focal agent itself would do in the others' place.
     """
     mask = s.mask & jnp.asarray(spec.action_valid)[:, None]
     x = jax.vmap(jax.vmap(lambda o: observed(spec, o)))(s.obs)
@@ -117,7 +119,7 @@ def imagine_along(
     def of_one(learner: Learner, mine: Sequence, scale: Array) -> dict[str, Array]:
         others = jnp.asarray(others_of(spec.num_agents))[mine.focal]
         policy = jax.vmap(jax.vmap(learner.log_probs))
-        mirrored = {} if model is None else {"others": jnp.exp(jnp.swapaxes(policy(x[others], mask[others]), 0, 1))}
+        in_their_place = {"others": jnp.exp(jnp.swapaxes(policy(x[others], mask[others]), 0, 1))} if mirrored else {}
 
         def one(key: PRNGKeyArray) -> dict[str, Array]:
             out, seen = ({}, x[mine.focal]) if model is None else _along(model, mine, x[mine.focal], start, key)
@@ -125,7 +127,7 @@ def imagine_along(
                 out["reward"] = out["reward"] * reward_scale
             out["policy"] = jnp.exp(jax.vmap(learner.log_probs)(seen, mask[mine.focal]))
             out["value"] = jax.vmap(learner.value)(seen) * scale
-            return mirrored | out
+            return in_their_place | out
 
         return jax.vmap(one)(keys)
 

@@ -58,6 +58,12 @@ class Rollout(eqx.Module):
         return eqx.tree_at(lambda r: r.filled, self, jnp.zeros_like(self.filled))
 
     @property
+    def seen(self) -> Bool[Array, "rows copies agents"]:
+        """Where an agent saw the observation of its row: it acts there, or its last action led there."""
+        led_here = jnp.pad(self.acting[:-1], ((1, 0), (0, 0), (0, 0)))  # to the first row: not known any more
+        return self.acting | led_here
+
+    @property
     def every_obs(self) -> Shaped[Array, "rows_1 copies agents *shape"]:
         """The observations of all rows and the one after."""
         return jnp.concatenate([self.obs, self.final[None]])

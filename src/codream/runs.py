@@ -21,6 +21,7 @@ import platform
 import re
 import shlex
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from codream.config import Config
 from codream.envs import EnvSpec
 from codream.envs.own import place_of
 
-__all__ = ["Run", "RunError", "default_name", "library_versions", "replace_text"]
+__all__ = ["Run", "RunError", "default_name", "file_to_write", "library_versions", "replace_text"]
 
 _LIBRARIES = (
     "codream",
@@ -111,8 +112,8 @@ class Run:
         killed while its folder was made."""
         if not self.path.exists():
             return True
-        made = {".lock", "run.json", ".run.json.writing", ".config.json.writing"}
-        return self.path.is_dir() and all(file.name in made for file in self.path.iterdir())
+        made = re.compile(r"\.lock|run\.json|\.(run|config)\.json\..*writing")
+        return self.path.is_dir() and all(made.fullmatch(file.name) for file in self.path.iterdir())
 
     def write(self, config: Config, about: dict[str, Any]) -> None:
         """Make the folder, or what is missing of it. config.json comes last: with it the folder is a run."""
@@ -253,7 +254,7 @@ class Run:
             return self.typed("train --resume") + options
         config = "" if total_steps is None else f"dataclasses.replace(run.config, total_steps={total_steps}), "
         return (
-            f'codream.train({config}resume="{self.path}", env=…'
+            f"codream.train({config}resume={json.dumps(str(self.path), ensure_ascii=False)}, env=…"
             + ("" if checkpoint is None else f", checkpoint={checkpoint}")
             + ")"
         )
@@ -301,6 +302,19 @@ def default_name(config: Config) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', env)}-{config.preset}"
 
 
+def file_to_write(path: str | Path) -> Path:
+    """The path of a file that will be written once much has been done for it; its folder is made now. Raises RunError
+    where it cannot be."""
+    file = Path(path)
+    try:
+        if file.is_dir():
+            raise IsADirectoryError("it is a folder")
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise RunError(f"expected a file that can be written, got {path}: {err}") from err
+    return file
+
+
 def replace_text(file: Path, text: str) -> None:
     """Write a file as a whole: whoever reads it, or finds it after a crash, has the old or the new one.
 
@@ -309,12 +323,16 @@ def replace_text(file: Path, text: str) -> None:
     if file.is_symlink() or (file.exists() and not file.is_file()):
         file.write_text(text, encoding="utf-8")
         return
-    writing = file.with_name(f".{file.name}.writing")
-    with writing.open("w", encoding="utf-8") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
-    os.replace(writing, file)
+    # Others may write it at the same time.
+    writing = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.writing")
+    try:
+        with writing.open("w", encoding="utf-8") as opened:
+            opened.write(text)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(writing, file)
+    finally:
+        writing.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------ what it ran on

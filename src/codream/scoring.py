@@ -31,7 +31,7 @@ class Scorer:
     def __init__(self, config: Config, spec: EnvSpec, make: Callable[[int], Any]):
         assert config.checkpoints_best is not None
         self._config, self._make = config, make
-        self._side, _, opponent = config.checkpoints_best.partition(":")
+        self._side, _, opponent = config.checkpoints_best.rpartition(":")
         references = references_for(spec)
         others = [side for side in spec.sides if side != self._side]
         known = sorted(set.intersection(*(set(references.get(side, {})) for side in others))) if others else []

@@ -111,6 +111,8 @@ def train_seeds(
     first = None if resume is None else Run.open(resume, root)
     config = config or (preset("small") if first is None else first.config)
     config, env = named(config, env)
+    if first is not None and first.by_object and env is None:
+        raise first.needs_its_environment()
     if number() > 1:
         raise ConfigError("several seeds are trained together on one host, not on the hosts of a run")
     if config.devices != 1:

@@ -196,8 +196,9 @@ def learn(state: State, key: PRNGKeyArray, config: Config) -> tuple[State, dict[
         count = max(1, round(config.ppo.rollout * config.num_envs / config.world_model_every))
         state, sums = repeat(train_model, state, count, model_key, config)
         assert state.world_model is not None
-        seen = state.rollout.obs.reshape(-1, *state.spec.obs_shape)
-        sums = {name: total / count for name, total in sums.items()} | code_measures(state.world_model, seen, model_key)
+        obs, seen = state.rollout.obs.reshape(-1, *state.spec.obs_shape), state.rollout.seen.reshape(-1)
+        code = code_measures(state.world_model, obs, seen, model_key)
+        sums = {name: total / count for name, total in sums.items()} | code
         metrics |= {f"world_model/{name}": x for name, x in sums.items()}
         world = imagined_world(state, config)
         metrics["symmetry_ratio"] = world.alpha

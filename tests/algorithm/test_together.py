@@ -125,6 +125,8 @@ def test_what_cannot_be_is_refused(two: list[Run], runs: Path) -> None:
     with pytest.raises(RunError, match="two-seed3 already exists"):
         train_seeds(config("ppo", seed=2), seeds=3, env=ENV, name="two", root=runs, progress=False)
     assert not (runs / "two-seed2").exists()
+    with pytest.raises(RunError, match="was trained on an environment given as an object; pass it again"):
+        train_seeds(seeds=2, resume=two[0])  # whose name may stand for another
     odd = copy_until(two[0], 48, runs / "odd")
     with pytest.raises(RunError, match="does not end in -seed3"):
         train_seeds(seeds=2, resume=odd, env=ENV)

@@ -20,7 +20,15 @@ from codream.config import Config, ConfigError
 from codream.envs import EnvSpec
 from codream.evaluation import evaluate
 from codream.linear import tree_of
-from codream.markov_model import MarkovModel, Transition, latent_rank, markov_loss, own_first, transitions
+from codream.markov_model import (
+    MarkovModel,
+    Transition,
+    code_measures,
+    latent_rank,
+    markov_loss,
+    own_first,
+    transitions,
+)
 from codream.ppo import Batch, Learner, gae, observed, ppo_loss
 from codream.presets import PRESETS, preset
 from codream.projection import (
@@ -531,6 +539,43 @@ def test_predictions_are_compared_with_what_steps_led_to(monkeypatch):
     rows = np.log1p(np.arange(6.0))
     np.testing.assert_allclose(here, [rows[:-1], rows[1:], rows[1:], rows[1:]], rtol=1e-5)
     np.testing.assert_allclose(ahead, [rows[2:5], rows[2:5]], rtol=1e-5)
+
+
+def test_how_others_are_foreseen_counts_their_actions_and_not_the_steps():
+    """Steps without anybody else say nothing of it: one of the two actions is what was expected of the one step."""
+    config = unresolved({"actions": "predicted"}).resolve(TWO)
+    model, obs, rows = MarkovModel(TWO, config, jax.random.key(0)), jnp.zeros((4, 1)), jnp.ones((4, 2), bool)
+    alone_later, mine = rows.at[1:, 1].set(False), rows[:, 0]
+
+    @jax.jit
+    def accuracy(action):
+        taken = jnp.full((4, 2), action)
+        batch = Transition(obs, rows, taken, alone_later, jnp.zeros((4, 2)), ~mine, obs, mine, jnp.zeros(4, int))
+        return markov_loss(model, batch, jax.random.key(0), config)[1]["team_accuracy"]
+
+    assert float(accuracy(0) + accuracy(1)) == 1.0
+
+
+def test_only_partners_that_are_mirrored_are_shown_in_their_place():
+    config = unresolved().resolve(TWO)
+    model, learner = nets_of(TWO, config)
+    learners = jax.tree.map(lambda x: jnp.stack([x, x]) if eqx.is_array(x) else x, learner)
+    obs, never, always = jnp.zeros((6, 1)), jnp.zeros(6, bool), jnp.ones((6, 2), bool)
+    of = lambda me: Sequence(obs, always, always.astype(int), obs[:, 0], never, always, never, me)  # noqa: E731
+    s = jax.vmap(of)(jnp.arange(2))
+    one, keys = jnp.ones(()), jax.random.split(jax.random.key(0), 3)
+    for mirrored in (True, False):
+        along = lambda mirrored=mirrored: markov_quality.imagine_along(  # noqa: E731
+            model, TWO, learners, s, 1, one, jnp.ones(2), keys, mirrored=mirrored
+        )
+        assert ("others" in eqx.filter_eval_shape(along)) == mirrored
+
+
+def test_what_nobody_saw_says_nothing_of_the_code():
+    model = MarkovModel(TWO, unresolved().resolve(TWO), jax.random.key(0))
+    obs, seen = jax.random.normal(jax.random.key(1), (64, 1)).at[::2].set(0.5), jnp.arange(64) % 2 == 0
+    measures = jax.jit(lambda seen: code_measures(model, obs, seen, jax.random.key(2)))
+    assert float(measures(seen)["latent_std"]) < 1e-6 < float(measures(seen | True)["latent_std"])
 
 
 def test_views_are_numbered_from_oneself():

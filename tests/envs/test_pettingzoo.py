@@ -166,6 +166,85 @@ def with_space(space: spaces.Space, action_space: spaces.Space | None = None) ->
     return Spaced
 
 
+def test_parts_of_an_observation_are_taken_as_boxes_are() -> None:
+    space = spaces.Dict(pos=spaces.Box(-1, 1, (2,)), goal=spaces.Discrete(3), more=spaces.Tuple([spaces.Box(0, 9, ())]))
+    shown: Any = {"pos": np.array([0.1, -0.2]), "goal": 1, "more": (7,)}  # of other types than the spaces'
+
+    class Parts(with_space(space)):
+        def observe(self, agent: str) -> Any:
+            return shown if agent == "red_0" else super().observe(agent)
+
+    env = host(Parts)
+    member = {"pos": np.float32(shown["pos"]), "goal": 1, "more": (np.float32(7),)}
+    np.testing.assert_array_equal(start(env).obs[0, 0], spaces.flatten(space, member))
+    shown["pos"] = np.array([3, 0])
+    with pytest.warns(RuntimeWarning, match=r"red_0, part pos: .* entry \[0\] is 3, the space has -1…1 there"):
+        assert start(env).obs[0, 0].tolist() == spaces.flatten(space, member | {"pos": np.float32([3, 0])}).tolist()
+    for name, value, message in (
+        ("goal", 5, r"observation of red_0: goal: expected a member of Discrete\(3\), got 5"),
+        ("pos", [1], r"pos: expected shape \(2,\), got \(1,\)"),
+        ("more", 7, "more: expected a tuple of 1, got 7"),
+    ):
+        kept, shown[name] = shown[name], value
+        with pytest.raises(EnvironmentFailure, match=message):
+            start(env)
+        shown[name] = kept
+    del shown["goal"]
+    with pytest.raises(EnvironmentFailure, match=r"expected a dictionary with .*goal.*, got {'pos'"):
+        start(env)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, [1, 2], "step must return obs by agent, {agent: …}, got list"),
+        (1, 1.0, "step must return rewards by agent, {agent: …}, got float"),
+        (2, False, "step must return terminations by agent, {agent: …}, got bool"),
+        (4, None, "step must return infos by agent, {agent: …}, got NoneType"),
+        (4, {"red_0": 3}, "expected a dictionary as info of red_0, got int"),
+    ],
+)
+def test_answers_that_are_not_by_agent_are_named(place: int, value: Any, message: str) -> None:
+    class Odd(toys.Toy):
+        def step(self, actions: dict[str, Any]) -> Any:
+            answer = list(super().step(actions))
+            answer[place] = value
+            return tuple(answer)
+
+    env = host(Odd)
+    start(env)
+    with pytest.raises(EnvironmentFailure, match=f"toy_v0: copy 0, step 1 of its episode: {message}"):
+        advance(env)
+
+
+def test_an_agent_without_an_info_has_none() -> None:
+    class Plain(toys.Toy):
+        def info(self, agent: str) -> Any:
+            return None
+
+    env = host(Plain)
+    start(env)
+    assert advance(env).mask.all()
+
+
+def test_agents_must_be_known_before_the_first_reset() -> None:
+    class Nobody(toys.Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.possible_agents = []
+
+    with pytest.raises(ValueError, match="toy_v0: possible_agents is empty; it must name all agents before"):
+        make_env(Nobody)
+
+
+def test_masks_in_infos_are_not_forgotten() -> None:
+    env: Any = host(toys.InfoMaskToy)
+    obs, infos = toys.InfoMaskToy().reset(seed=0)
+    assert env.encode(obs, infos).mask[0].tolist() == [[True, True, False]] * 2
+    with pytest.raises(ValueError, match=r"toy_v0 gives action masks in infos, .* agents.act\(obs, infos\)"):
+        env.encode(obs)
+
+
 def test_small_grids_are_vectors() -> None:
     assert host(with_space(spaces.Box(0, 255, (9, 9, 3), np.uint8))).spec.obs_shapes == ((243,), (2,))
 

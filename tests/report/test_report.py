@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from codream.report.animation import scene_of
 from codream.report.charts import _numbers, agent_styles, palette
 from codream.report.dreams import _dreamer
 from codream.report.panels import training_panels
+from codream.report.sections import horizon
 from codream.runs import replace_text
 
 TITLES = (
@@ -116,6 +119,21 @@ def test_what_is_a_link_or_no_file_is_written_through(tmp_path: Path) -> None:
     replace_text(pipe, "another")
     assert (os.read(reader, 99), pipe.is_fifo()) == (b"another", True)
     os.close(reader)
+
+
+def test_two_may_write_one_file_at_the_same_time(tmp_path: Path) -> None:
+    texts = ["one " * 9_999, "other " * 9_999]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda text: [replace_text(tmp_path / "page", text) for _ in range(40)], texts))
+    assert (tmp_path / "page").read_text() in texts
+    assert [file.name for file in tmp_path.iterdir()] == ["page"]
+
+
+def test_where_nothing_moved_there_is_nothing_to_compare_with() -> None:
+    model = {"by_horizon": [0.1, 0.2], "still_by_horizon": [0.0, 0.0], "episodes": 2, "play": "trained play"}
+    shown = horizon(defaultdict(lambda: None, model))
+    assert "Nothing moved in these episodes" in shown
+    assert "nan" not in shown
 
 
 def test_the_panels_in_the_specs_order() -> None:

@@ -17,6 +17,7 @@ from codream.envs import EnvSpec
 from codream.envs.actions import action_names
 from codream.inspection import inspect
 from codream.report.animation import scene_of
+from codream.report.entries import entry_of, measured, units
 from codream.report.film import film
 from codream.report.grids import grids
 from codream.report.html import run_page
@@ -91,6 +92,15 @@ def test_a_report_of_a_social_dilemma(coins: Run) -> None:
     assert np.asarray(view["others"]).sum(axis=-1) == pytest.approx(1.0, abs=0.01)
     assert len(found["model"]["by_horizon"]) == scene["steps"] < 12  # as far as its episodes go
     assert np.isfinite(found["model"]["by_horizon"]).all()
+
+
+def test_compared_it_says_what_its_numbers_are(coins: Run) -> None:
+    entry = entry_of(coins)
+    scores = measured({"coins": [entry]}, {"agent": (0, 1)})
+    social = json.loads((coins.path / "measured.json").read_text())["cross_play"]["social"]
+    assert scores["cooperation"] == {"coins": [social["cooperation"]["all"][0]]}
+    assert "per episode; efficiency: the sum of all agents’; equality: 1 − Gini; " in units(scores)
+    assert units({}) == "return of one agent per episode"
 
 
 def test_watching_it(coins: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,15 +31,19 @@ _RETURNS = {"reset": ("obs", "infos"), "step": ("obs", "rewards", "terminations"
 
 
 def misshapen(call: str, answer: Any) -> str | None:
-    """What is wrong with the number of values that `reset` or `step` returned; None if nothing is.
+    """What is wrong with the values that `reset` or `step` returned; None if they are as many as they should be, and
+    each by agent.
 
     A dictionary of as many agents would be taken apart as if it were those values.
     """
     wanted = _RETURNS[call]
-    if isinstance(answer, tuple | list) and len(answer) == len(wanted):
-        return None
-    got = f"{len(answer)} values" if isinstance(answer, tuple | list) else type(answer).__name__
-    return f"{call} must return ({', '.join(wanted)}), got {got}"
+    if not isinstance(answer, tuple | list) or len(answer) != len(wanted):
+        got = f"{len(answer)} values" if isinstance(answer, tuple | list) else type(answer).__name__
+        return f"{call} must return ({', '.join(wanted)}), got {got}"
+    for name, value in zip(wanted, answer, strict=True):
+        if not hasattr(value, "keys"):
+            return f"{call} must return {name} by agent, {{agent: …}}, got {type(value).__name__}"
+    return None
 
 
 def called(env: Any) -> str:
@@ -238,7 +242,10 @@ class Copies:
         except Exception as err:
             raise self._wrong(c, f"observation of {self._ids[i]}: {err}") from err
         if mask is None:
-            mask = infos.get(self._ids[i], {}).get("action_mask")
+            info = infos.get(self._ids[i]) or {}
+            if not hasattr(info, "keys"):
+                raise self._wrong(c, f"expected a dictionary as info of {self._ids[i]}, got {type(info).__name__}")
+            mask = info.get("action_mask")
         if mask is not None and rows.acting[c, i] and not self._layout.has_mask and not np.all(mask):
             raise self._wrong(
                 c,

@@ -64,6 +64,8 @@ class PettingZooEnv:
             getattr(one, "metadata", {}).get("name") or type(getattr(one, "unwrapped", one)).__name__
         )
         self._ids = list(one.possible_agents)
+        if not self._ids:
+            raise ValueError(f"{self._name}: possible_agents is empty; it must name all agents before the first reset")
         agents = tuple(str(agent) for agent in self._ids)
         self._encoders = [Encoder(f"{self._name}: {a}", one.observation_space(a)) for a in self._ids]
         shapes = {e.shape for e in self._encoders}
@@ -136,13 +138,18 @@ class PettingZooEnv:
         """What `step` would answer for one copy with these raw observations: [1 copy, agents, …].
 
         Agents that are missing in `obs` do not act. Raises `ValueError` for an agent that the environment
-        does not have, `EnvironmentFailure` for an observation that is not in its agent's space or not finite, and for
-        an action mask of another length.
+        does not have, and without the infos in which it gives action masks; `EnvironmentFailure` for an
+        observation that is not in its agent's space or not finite, and for an action mask of another length.
         """
         if not set(obs) <= set(self._ids):
             raise ValueError(
                 f"{self._name} has the agents {', '.join(map(str, self._ids))}; got an observation of "
                 f"{', '.join(sorted(map(str, set(obs) - set(self._ids))))}"
+            )
+        if infos is None and self.spec.has_mask and not any(encoder.has_mask for encoder in self._encoders):
+            raise ValueError(
+                f"{self._name} gives action masks in infos, without which agents would take what is not allowed: "
+                "agents.act(obs, infos), with the infos of the same reset or step"
             )
         try:
             return TimeStep(**vars(self._copies.encode(obs, infos or {}, first=first)))
@@ -193,7 +200,7 @@ class PettingZooEnv:
             raise EnvironmentFailure(raised(self._name, "reset", 0, 0, err)) from err
         if wrong := misshapen("reset", answer):
             raise EnvironmentFailure(f"{self._name}: {wrong}")
-        return any("action_mask" in info for info in answer[1].values())
+        return any("action_mask" in (info or {}) for info in answer[1].values())
 
 
 # ------------------------------------------------------------------------------------------ making copies

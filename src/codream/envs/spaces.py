@@ -29,12 +29,14 @@ class Encoder:
     """Turns one agent's raw observations into arrays of one `shape`: a vector, or an image.
 
     `where`: whose they are, for messages. `warns`: say so, once, where a vector lies outside its space; it is taken as
-    it is. An image must lie in its space, since the space says what its numbers mean.
+    it is, also as a part of other observations (`part`). An image must lie in its space, since the space says what its
+    numbers mean.
     """
 
-    def __init__(self, where: str, space: spaces.Space, *, warns: bool = True) -> None:
+    def __init__(self, where: str, space: spaces.Space, *, warns: bool = True, part: bool = False) -> None:
         self._where, self._warns = where, warns
-        self.has_mask = isinstance(space, spaces.Dict) and set(space.spaces) == {"observation", "action_mask"}
+        masked = isinstance(space, spaces.Dict) and set(space.spaces) == {"observation", "action_mask"}
+        self.has_mask = masked and not part
         if self.has_mask:
             space = space["observation"]  # type: ignore[index]
         self.space = space
@@ -52,8 +54,8 @@ class Encoder:
                 self.shape = (int(np.prod(space.shape, dtype=int)),)
                 self._encode = np.ravel
                 slack = 1e-5  # rounding
-                self._low = space.low - slack * (1 + np.abs(space.low))
-                self._high = space.high + slack * (1 + np.abs(space.high))
+                low, high = (np.asarray(end, np.float64) for end in (space.low, space.high))
+                self._low, self._high = low - slack * (1 + np.abs(low)), high + slack * (1 + np.abs(high))
                 self._warns = warns and bool(np.isfinite([space.low, space.high]).any())
         elif not space.is_np_flattenable:
             raise ValueError(f"{where} has the observation space {space}, which has no fixed length")
@@ -65,8 +67,13 @@ class Encoder:
             )
         else:
             self.shape = (int(spaces.flatdim(space)),)
+        self._parts = {
+            name: Encoder(f"{where}, part {name}", inner, warns=warns, part=True) for name, inner in _parts(space)
+        }
 
     def __call__(self, raw: Any) -> np.ndarray:
+        if self._parts:
+            return self._joined(raw)
         if not isinstance(self.space, spaces.Box):
             if not self.space.contains(raw):
                 raise ValueError(f"expected a member of {self.space}, got {raw!r}")
@@ -77,6 +84,21 @@ class Encoder:
         if self._warns and ((array < self._low) | (array > self._high)).any():
             self._warn(array)
         return self._encode(array)
+
+    def _joined(self, raw: Any) -> np.ndarray:
+        """Its parts, each as a vector, one after the other: `gymnasium.spaces.flatten`."""
+        if isinstance(self.space, spaces.Dict):
+            if not hasattr(raw, "keys") or not self._parts.keys() <= set(raw):
+                raise ValueError(f"expected a dictionary with {', '.join(map(str, self._parts))}, got {raw!r}")
+        elif not isinstance(raw, tuple | list) or len(raw) != len(self._parts):
+            raise ValueError(f"expected a tuple of {len(self._parts)}, got {raw!r}")
+        found = []
+        for name, encoder in self._parts.items():
+            try:
+                found.append(encoder(raw[name]))
+            except ValueError as err:
+                raise ValueError(f"{name}: {err}") from err
+        return np.concatenate(found)
 
     def _warn(self, array: np.ndarray) -> None:
         """The first entry that lies outside."""
@@ -91,12 +113,14 @@ class Encoder:
         )
 
 
-def _leaves(space: spaces.Space) -> list[spaces.Space]:
+def _parts(space: spaces.Space) -> list[tuple[Any, spaces.Space]]:
     if isinstance(space, spaces.Dict):
-        return [leaf for part in space.spaces.values() for leaf in _leaves(part)]
-    if isinstance(space, spaces.Tuple):
-        return [leaf for part in space.spaces for leaf in _leaves(part)]
-    return [space]
+        return list(space.spaces.items())
+    return list(enumerate(space.spaces)) if isinstance(space, spaces.Tuple) else []
+
+
+def _leaves(space: spaces.Space) -> list[spaces.Space]:
+    return [leaf for _, part in _parts(space) for leaf in _leaves(part)] or [space]
 
 
 def _channels_first(shape: tuple[int, ...]) -> bool:

@@ -14,15 +14,15 @@ from jaxtyping import Float, Int
 from codream.agents import Agents, Player, load
 from codream.checkpoint import CheckpointError
 from codream.config import ConfigError
-from codream.envs import TimeStep
+from codream.envs import EnvironmentFailure, TimeStep
 from codream.playing import EndlessEpisode, as_host, play
 from codream.progress import Bar
 from codream.report.charts import DASHES, Line, chart
-from codream.report.entries import SHARES, Entry, entry_of, measured, methods, runs_in, told_apart
+from codream.report.entries import SHARES, Entry, entry_of, measured, methods, runs_in, told_apart, units
 from codream.report.html import page
 from codream.report.lines import sides_of
 from codream.report.panels import moving_average
-from codream.runs import Run, RunError, replace_text
+from codream.runs import Run, RunError, file_to_write, replace_text
 from codream.statistics import SAID, Summary, source, summarised
 
 __all__ = ["compare"]
@@ -56,6 +56,7 @@ def compare(
     Raises RunError for fewer than two runs, or a folder that is neither a run nor holds any; ConfigError for matches
     of no episodes.
     """
+    path = file_to_write(out)
     runs = [runs] if isinstance(runs, str | Path | Run) else runs
     if not quick and episodes < 1:
         raise ConfigError(f"episodes must be 1 or more, got {episodes}; with quick (--quick) no matches are played")
@@ -77,8 +78,6 @@ def compare(
         for key, heading, text in _game(game, group, env, summary, quick=quick, episodes=episodes, progress=progress):
             sections.append((f"{key}-{number}", heading + of, text))
     title = f"{len(entries)} runs compared"
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     about = "What differs is the method; the band is what differs between seeds."
     replace_text(path, page(title, about, sections, {}))
     return path
@@ -202,7 +201,7 @@ def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[
         digits = 2 if line in SHARES else 1
         body += "".join(f"<td>{_summary(values.get(label), digits, summary)}</td>" for label in groups) + "</tr>"
     return (
-        '<p class="note-text">Return of one agent per episode, as each run’s own report measured it: '
+        f'<p class="note-text">{units(found).capitalize()}; as each run’s own report measured it: '
         f"{SAID[summary]}, number of seeds.</p><div "
         f'class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
@@ -229,7 +228,7 @@ def _heat(entries: Sequence[Entry], env: Any, episodes: int, progress: bool) -> 
     for entry in entries[:MOST_PLAYED]:
         try:
             team = load(entry.run, env=env if entry.run.by_object else None)
-        except (CheckpointError, ValueError) as err:
+        except (CheckpointError, ValueError, ModuleNotFoundError, EnvironmentFailure) as err:
             told += f'<p class="warn">{html.escape(entry.name)} could not be loaded: {html.escape(str(err))}</p>'
             continue
         if teams and team.spec != next(iter(teams.values())).spec:

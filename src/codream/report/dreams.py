@@ -199,11 +199,13 @@ def _dreamer(agents: Agents) -> tuple[Any, int]:
     spec = agents.spec
 
     def matwm_dreams(state: Any, s: Sequence, start: Any, keys: Key[Array, " dreams"]) -> dict[str, Array]:
-        return _all_agents(state.world_model, state.agents.actor, state.agents.critic, s, start, keys)
+        memory = min(len(s.obs[0]), agents.config.world_model.length)  # as agents have it that act
+        return _all_agents(state.world_model, state.agents.actor, state.agents.critic, s, start, keys, memory)
 
     def markov_dreams(state: Any, s: Sequence, start: Any, keys: Key[Array, " dreams"]) -> dict[str, Array]:
         scales = (state.rewards.scale, state.returns.scale)
-        return imagine_along(state.world_model, spec, state.learners, s, start, *scales, keys)
+        mirrored = state.world_model is not None and agents.config.imagined_partners == "mirrored"
+        return imagine_along(state.world_model, spec, state.learners, s, start, *scales, keys, mirrored=mirrored)
 
     if isinstance(agents.state, matwm.State):
         return matwm_dreams, agents.config.agents.context
@@ -236,17 +238,24 @@ def _all_agents(
     s: Sequence,
     start: Int[Array, ""] | int,
     keys: Key[Array, " dreams"],
+    memory: int,
 ) -> dict[str, Array]:
-    """Axes [agents, dreams, time]."""
+    """Axes [agents, dreams, time]. `memory`: steps that the model remembers."""
 
     def of_one(actor: Actor, critic: Critic, s: Sequence) -> dict[str, Array]:
-        return jax.vmap(lambda key: _imagine_along(model, actor, critic, s, start, key))(keys)
+        return jax.vmap(lambda key: _imagine_along(model, actor, critic, s, start, key, memory))(keys)
 
     return eqx.filter_vmap(of_one)(actors, critics, s)
 
 
 def _imagine_along(
-    model: WorldModel, actor: Actor, critic: Critic, s: Sequence, start: Int[Array, ""] | int, key: PRNGKeyArray
+    model: WorldModel,
+    actor: Actor,
+    critic: Critic,
+    s: Sequence,
+    start: Int[Array, ""] | int,
+    key: PRNGKeyArray,
+    memory: int,
 ) -> dict[str, Array]:
     """Step through an episode; up to `start` every latent is that of the real observation, then the imagined one. Where
     the agent is not there, it remembers nothing, as in play, and nothing is compared."""
@@ -270,7 +279,7 @@ def _imagine_along(
         return (z_next, hidden.cleared(~here)), out
 
     time = jnp.arange(len(s.obs))
-    begin = (real[0], model.empty(len(s.obs)))
+    begin = (real[0], model.empty(memory))
     _, out = jax.lax.scan(step, begin, (time, real, s.action[:, focal], s.mask, acts, keys[:, 1]))
     out["obs"] = jax.vmap(code.decode)(out.pop("z"))
     target = jax.vmap(code.observed)(s.obs)

@@ -16,9 +16,9 @@ from codream.report.lines import metrics_of
 from codream.report.measures import latest_measures
 from codream.runs import Run
 
-__all__ = ["FREE", "SHARES", "Entry", "Scores", "entry_of", "measured", "methods", "runs_in", "told_apart"]
+__all__ = ["FREE", "SHARES", "Entry", "Scores", "entry_of", "measured", "methods", "runs_in", "told_apart", "units"]
 
-SHARES = ("equality",)  # between 0 and 1
+SHARES = ("equality", "cooperation")  # between 0 and 1
 Scores = dict[str, dict[str, list[float]]]  # by measure and group, one number a run
 
 
@@ -114,4 +114,17 @@ def measured(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence
             for name in ("efficiency", "equality", "sustainability"):
                 if social.get(name) is not None:
                     found.setdefault(name, {}).setdefault(label, []).append(social[name][0])
+            if social.get("cooperation"):
+                found.setdefault("cooperation", {}).setdefault(label, []).append(social["cooperation"]["all"][0])
     return found
+
+
+def units(scores: Scores) -> str:
+    """What the lines of `measured` are, in words."""
+    others = {
+        "efficiency": "efficiency: the sum of all agents’",
+        "equality": "equality: 1 − Gini",
+        "sustainability": "sustainability: mean step of what is earned",
+        "cooperation": "cooperation: share of cooperative choices",
+    }
+    return "; ".join(["return of one agent per episode", *(said for name, said in others.items() if name in scores)])

@@ -224,12 +224,17 @@ def horizon(model: Mapping[str, Any], told: str = "its own actions") -> str:
         whole=True,
         label="error by horizon",
     )
-    ratio = dreamed[-1] / still[-1] if still[-1] else math.nan
-    verdict = "better than assuming that nothing moves" if ratio < 1 else "no better than assuming that nothing moves"
+    if still[-1]:
+        ratio = dreamed[-1] / still[-1]
+        verdict = f"{'better' if ratio < 1 else 'no better'} than assuming that nothing moves"
+        found = (
+            f"After {len(dreamed)} imagined steps the error is <b>{ratio:.2f}</b> of that of “nothing moves”: {verdict}"
+        )
+    else:
+        found = "Nothing moved in these episodes, so that there is nothing to compare the error with"
     return (
         f'<div class="two"><figure class="panel">{svg}</figure><div>'
-        f"<p>After {len(dreamed)} imagined steps the error is <b>{ratio:.2f}</b> of that of “nothing moves”: "
-        f"{verdict}. Measured on {model['episodes']} held-out episodes of {html.escape(model['play'])}, the "
+        f"<p>{found}. Measured on {model['episodes']} held-out episodes of {html.escape(model['play'])}, the "
         f"model being told {html.escape(told)}; the mean of several dreams is compared with what happened, in the "
         "units that the networks see, summed over an observation’s entries.</p>" + _facts(model) + "</div></div>"
     )

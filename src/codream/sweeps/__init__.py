@@ -142,6 +142,8 @@ def _resolved(trials: Sequence[Trial], env: Any) -> list[Trial]:
     """
     made: dict[str, HostEnv | GraphEnv] = {}
     found = []
+    if env is not None and len({trial.config.env for trial in trials}) > 1:
+        raise ConfigError("env is varied, but an environment was given as an object, which all trials would train on")
     try:
         for trial in trials:
             config = trial.config

@@ -13,7 +13,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from codream.report.entries import SHARES, Entry, Scores, entry_of, measured, methods
+from codream.report.entries import SHARES, Entry, Scores, entry_of, measured, methods, units
 from codream.report.lines import sides_of
 from codream.runs import Run, RunError, replace_text
 from codream.statistics import SAID, Summary, summarised
@@ -74,7 +74,7 @@ def _returns(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence
 def table(game: Game, summary: Summary = "iqm") -> Table:
     """A row per combination, a column per measure; the best of each column is bold."""
     shown = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
-    shown.title = escape(f"{game.environment}: return of one agent per episode")
+    shown.title = escape(f"{game.environment}: {units(game.scores)}")
     shown.caption = f"{SAID[summary].capitalize()}. Bold: the best of its column."
     shown.caption_justify = "left"
     shown.add_column("combination", overflow="fold", min_width=min(LONGEST, max(map(len, game.groups))))
