@@ -23,7 +23,7 @@ def test_one_who_knows_and_one_who_guesses() -> None:
     assert seen.log_loss[1][0] == pytest.approx(math.log(4))
     assert seen.calibration_error[0][1] == pytest.approx(0.1, abs=1e-6)  # 0.9 sure, always right
     assert seen.calibration_error[1][0] == pytest.approx(0.0, abs=0.05)
-    assert seen.base_rate == pytest.approx((0.25, 0.25), abs=0.05)
+    assert (seen.base_rate[0][1], seen.base_rate[1][0]) == pytest.approx((0.25, 0.25), abs=0.05)
     assert sum(seen.steps) == 2 * 50 * 20
 
 
@@ -36,4 +36,12 @@ def test_only_steps_on_which_both_act_count() -> None:
     assert seen.accuracy[0][1] == 1.0
     nobody = foresight(("a", "b"), log_probs, action, np.zeros_like(acting))
     assert math.isnan(nobody.accuracy[0][1])
-    assert all(math.isnan(x) for x in nobody.base_rate)
+    assert math.isnan(nobody.base_rate[0][1])
+
+
+def test_the_base_rate_is_that_of_the_steps_which_are_compared() -> None:
+    """While the first is there, the second does always the same."""
+    action = np.array([[[0, 1], [0, 1], [0, 0], [0, 0], [0, 2]]])
+    acting = np.array([[[True, True], [True, True], [False, True], [False, True], [False, True]]])
+    seen = foresight(("a", "b"), np.log(np.full((1, 2, 5, 1, 3), 1 / 3)), action, acting)
+    assert seen.base_rate[0][1] == 1.0

@@ -13,7 +13,7 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-__all__ = ["CALIBRATION_BINS", "Foresight", "foresight", "most_frequent"]
+__all__ = ["CALIBRATION_BINS", "Foresight", "foresight"]
 
 CALIBRATION_BINS = 10
 
@@ -29,8 +29,8 @@ class Foresight:
     """Mean −ln p̂(action taken), in nats; ln(number of actions) is what guessing scores."""
     calibration_error: tuple[tuple[float, ...], ...]
     """Mean distance of confidence and accuracy over bins of confidence, weighted by their steps."""
-    base_rate: tuple[float, ...]
-    """For each predicted agent: accuracy of always naming its most frequent action."""
+    base_rate: tuple[tuple[float, ...], ...]
+    """Accuracy of always naming the predicted agent's most frequent action, on the same steps."""
     confidence: tuple[float, ...]
     """Mean probability of the most probable action in each bin of confidence, over all pairs; NaN if empty."""
     hit_rate: tuple[float, ...]
@@ -47,7 +47,7 @@ def foresight(
 ) -> Foresight:
     """Compare predictions with what was done. `log_probs`: of every focal agent, about the others in order."""
     n = len(agents)
-    accuracy, loss, error = (np.full((n, n), math.nan) for _ in range(3))
+    accuracy, loss, error, base = (np.full((n, n), math.nan) for _ in range(4))
     confidences, hits = [], []
     for i in range(n):
         for place, j in enumerate(k for k in range(n) if k != i):
@@ -58,7 +58,7 @@ def foresight(
             real = action[..., j][counts]
             hit = predicted.argmax(axis=-1) == real
             sure = np.exp(predicted.max(axis=-1))
-            accuracy[i, j] = hit.mean()
+            accuracy[i, j], base[i, j] = hit.mean(), _most_frequent(real)
             loss[i, j] = -np.take_along_axis(predicted, real[:, None], axis=-1).mean()
             error[i, j] = _calibration_error(sure, hit)
             confidences.append(sure)
@@ -70,7 +70,7 @@ def foresight(
         accuracy=_rows(accuracy),
         log_loss=_rows(loss),
         calibration_error=_rows(error),
-        base_rate=tuple(most_frequent(action[..., j][acting[..., j]]) for j in range(n)),
+        base_rate=_rows(base),
         confidence=tuple(confidence.tolist()),
         hit_rate=tuple(rate.tolist()),
         steps=tuple(steps.tolist()),
@@ -93,7 +93,7 @@ def _calibration_error(sure: Float[np.ndarray, " steps"], hit: Bool[np.ndarray, 
     return float(np.nansum(np.abs(confidence - rate) * steps) / steps.sum())
 
 
-def most_frequent(actions: Int[np.ndarray, " steps"]) -> float:
+def _most_frequent(actions: Int[np.ndarray, " steps"]) -> float:
     """Share of the most frequent action; NaN of none."""
     return float(np.bincount(actions).max() / len(actions)) if len(actions) else math.nan
 

@@ -24,7 +24,7 @@ from codream.compiled import quick_jit
 from codream.config import ConfigError
 from codream.envs import EnvSpec, HostEnv, TimeStep
 from codream.envs.answers import check_answer
-from codream.foresight import Foresight, foresight, most_frequent
+from codream.foresight import Foresight, foresight
 from codream.latents import two_hot_mean
 from codream.linear import dense, tree_of
 from codream.playing import as_host
@@ -339,14 +339,14 @@ def _overall(seen: Foresight | None, s: Sequence) -> tuple[float, float]:
     if seen is None:
         return math.nan, math.nan
     n = len(seen.agents)
-    action, acting = np.asarray(s.action)[::n], np.asarray(s.acting)[::n]
+    acting = np.asarray(s.acting)[::n]
     weights, right, frequent = [], [], []
     for i, j in itertools.permutations(range(n), 2):
         both = acting[..., i] & acting[..., j]
         if both.any():
             weights.append(both.sum())
             right.append(seen.accuracy[i][j])
-            frequent.append(most_frequent(action[..., j][both]))
+            frequent.append(seen.base_rate[i][j])
     if not weights:
         return math.nan, math.nan
     return float(np.average(right, weights=weights)), float(np.average(frequent, weights=weights))

@@ -167,7 +167,7 @@ def measured(spec: EnvSpec = TAG, **changes: Any) -> dict[str, Any]:
                 "accuracy": table,
                 "log_loss": table,
                 "calibration_error": [[x and 0.04 for x in r] for r in table],
-                "base_rate": [0.3] * n,
+                "base_rate": [[x and 0.3 for x in r] for r in table],
                 "confidence": [None, None, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95],
                 "hit_rate": [None, None, 0.3, 0.33, 0.44, 0.5, 0.6, 0.72, 0.83, 0.93],
                 "steps": [0, 0, 5, 9, 20, 30, 40, 50, 60, 80],

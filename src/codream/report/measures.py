@@ -31,7 +31,7 @@ from codream.runs import Run, replace_text
 
 __all__ = ["FORMAT", "latest_measures", "measure_run", "saved_measures", "scenes_of"]
 
-FORMAT = 5  # raised where what is measured changes, so that old measures are not put beside new ones
+FORMAT = 6  # raised where what is measured changes, so that old measures are not put beside new ones
 EPISODES = 40  # of every pairing, and for the world model, at most
 BUDGET = 60.0  # seconds that all pairings together may take an environment that is slow
 PAIRINGS = 20  # about as many as are played

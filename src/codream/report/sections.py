@@ -279,7 +279,7 @@ def foresight(seen: Mapping[str, Any]) -> str:
     """Who predicts whom: a matrix of accuracies, and the reliability diagram."""
     agents = seen["agents"]
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in agents)
-    base = "".join(f"<td>{_percent(x)}</td>" for x in seen["base_rate"])
+    base = "".join(f"<td>{_base(seen, j)}</td>" for j in range(len(agents)))
     body = ""
     for i, name in enumerate(agents):
         body += f'<tr><th scope="row">{html.escape(name)} predicts</th>'
@@ -316,8 +316,15 @@ def foresight(seen: Mapping[str, Any]) -> str:
     )
 
 
+def _base(seen: Mapping[str, Any], j: int) -> str:
+    """Of one agent as all others predict it, who need not have been there at the same steps."""
+    known = [row[j] for row in seen["base_rate"] if row[j] is not None] or [None]
+    least, most = _percent(min(known)), _percent(max(known))
+    return least if least == most else f"{least} to {most}"
+
+
 def _pair(seen: Mapping[str, Any], i: int, j: int) -> str:
-    hit, base = seen["accuracy"][i][j], seen["base_rate"][j]
+    hit, base = seen["accuracy"][i][j], seen["base_rate"][i][j]
     if hit is None:
         return '<td class="none">–</td>'
     skill = max((hit - base) / (1 - base), 0.0) if base is not None and base < 1 else 0.0
