@@ -204,6 +204,34 @@ def test_entries_of_vectors_over_the_episode(tmp_path: Path, dreams: bool) -> No
     assert seen["overflow"] <= 0
 
 
+GONE = """<script>
+window.addEventListener("load", () => {
+  const $ = (name) => document.querySelector(`[data-part="${name}"]`), seen = {};
+  for (const step of [2, 9]) {
+    $("slider").value = step; $("slider").dispatchEvent(new Event("input"));
+    const rows = [...$("others").querySelectorAll("tr")];
+    seen[step] = rows.map((row) => [row.textContent, row.querySelectorAll(".bar").length]);
+  }
+  document.title = "FOUND" + JSON.stringify(seen) + "END";
+});
+</script>"""
+
+
+def test_who_has_ended_neither_acts_nor_sees(tmp_path: Path) -> None:
+    episode = episode_of(OWN)
+    obs, acting = episode.obs.copy(), episode.acting.copy()
+    obs[4:, 1], acting[3:, 1] = 0.0, False  # as an environment's answers are filled
+    found = measured(OWN, baselines=[])
+    found["scenes"] = [scene_of(dataclasses.replace(episode, obs=obs, acting=acting), OWN)]
+    real = np.asarray(found["scenes"][0]["views"][1]["real"])
+    assert (real[4:] == real[3]).all()
+    assert real.std(axis=0).min() > 0
+    assert obs[3, 1].any()
+    seen = probed(tmp_path, OWN, found, GONE)
+    assert ["did:" in text and bars == 1 for text, bars in seen["2"]] == [True, True]
+    assert ["is not there" in text and bars == 0 for text, bars in seen["9"]] == [False, True]
+
+
 def test_a_frame_shows_nothing_of_its_neighbours() -> None:
     episode = episode_of(SEEN)
     flashing = np.zeros_like(episode.obs)

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 
 from codream.envs import EnvSpec
 from codream.report.curves import curves_of
@@ -56,7 +56,8 @@ def scene_of(episode: Episode, spec: EnvSpec, others: str = "predicted", common:
         elif boards is not None:
             view |= _on_the_board(boards[dreamed.focal], real, dreamed)
         else:
-            view |= curves_of(real, dreamed, int(spec.obs_valid[dreamed.focal].sum()), episode.start)
+            seen = _held(real, episode.acting[:, dreamed.focal])
+            view |= curves_of(seen, dreamed, int(spec.obs_valid[dreamed.focal].sum()), episode.start)
         views.append(view)
     return {
         "kind": kind,
@@ -64,6 +65,7 @@ def scene_of(episode: Episode, spec: EnvSpec, others: str = "predicted", common:
         "start": episode.start,
         "steps": len(episode.action),
         "action": episode.action.tolist(),
+        "acting": episode.acting.tolist(),
         "reward": _plain(episode.reward, 2),
         "common": common,
         "gap_label": _GAP[kind],
@@ -83,6 +85,15 @@ _GAP = {
 
 def _plain(x: np.ndarray | None, digits: int) -> Any:
     return None if x is None else np.round(np.asarray(x, float), digits).tolist()
+
+
+def _held(
+    real: Shaped[np.ndarray, "steps_1 size"], acts: Bool[np.ndarray, " steps"]
+) -> Shaped[np.ndarray, "steps_1 size"]:
+    """Where the agent has ended or not come yet, what it saw last or first, instead of filler."""
+    there = np.append(acts, False) | np.append(False, acts)
+    last = np.maximum.accumulate(np.where(there, np.arange(len(real)), -1))
+    return real[np.where(last < 0, np.argmax(there), last)]
 
 
 def _radii(spec: EnvSpec) -> dict[str, Any]:

@@ -222,13 +222,14 @@
       html("small", {}, head, what);
       return html("td", {}, row);
     };
-    const took = scene().action[t], me = state.focal;
-    const mine = line(`${agents[me]} (itself)`, `did: ${actions[took[me]]}`);
-    bars(mine, v.policy[t], took[me], me);
+    const took = scene().action[t], here = scene().acting[t], me = state.focal;
+    const did = (j) => (here[j] ? `did: ${actions[took[j]]}` : "is not there");
+    const mine = line(`${agents[me]} (itself)`, did(me));
+    if (here[me]) bars(mine, v.policy[t], took[me], me);
     if (v.others) agents.filter((_, j) => j !== me).forEach((name, k) => {
       const j = agents.indexOf(name);
-      const cell = line(name, `did: ${actions[took[j]]}`);
-      bars(cell, v.others[t][k], took[j], j);
+      const cell = line(name, did(j));
+      if (here[me] && here[j]) bars(cell, v.others[t][k], took[j], j);
     });
     const facts = part("facts");
     facts.replaceChildren();
