@@ -1,6 +1,7 @@
 """Sweeps: what they train, what they refuse, and that a trial which is killed ends as if it had not been."""
 
 import dataclasses
+import html
 import json
 import os
 import pickle
@@ -242,8 +243,11 @@ def test_results_go_into_the_comparison(swept: tuple[codream.Sweep, dict[str, An
     text = result.page.read_text(encoding="utf-8")
     assert "cat against random" in text
     assert "ppo.lr=0.003-seed0" in text
-    (scores,) = [game["scores"] for game in json.loads((result.path / "sweep.json").read_text())["games"]]
-    assert len(scores["cat against random"]["ppo.lr=0.001-seed0"]["runs"]) == 1
+    (game,) = json.loads((result.path / "sweep.json").read_text())["games"]
+    assert game["conditions"].startswith("Sampled actions, 2 episodes of every pairing after ")
+    assert game["conditions"] in html.unescape(text)
+    assert game["conditions"] in str(result.tables[0].caption)
+    assert len(game["scores"]["cat against random"]["ppo.lr=0.001-seed0"]["runs"]) == 1
     assert result.tables[0].row_count == 2
     assert [_measured(result.runs[0], episodes) for episodes in (2, 3)] == [True, False]
     again = codream.compare([result.path], out=result.path / "again.html", quick=True)  # a folder of runs

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from codream.envs import EnvSpec
 from codream.envs.actions import action_names
 from codream.inspection import inspect
 from codream.report.animation import scene_of
-from codream.report.entries import entry_of, measured, units
+from codream.report.entries import conditions, entry_of, measured, units
 from codream.report.film import film
 from codream.report.grids import grids
 from codream.report.html import run_page
@@ -101,6 +102,9 @@ def test_compared_it_says_what_its_numbers_are(coins: Run) -> None:
     assert scores["cooperation"] == {"coins": [social["cooperation"]["all"][0]]}
     assert "per episode; efficiency: the sum of all agents’; equality: 1 − Gini; " in units(scores)
     assert units({}) == "return of one agent per episode"
+    told = r"Sampled actions, 2 episodes of every pairing after [\d,]+ steps; jaxmarl [\d.]+; cpu \(.*\)\."
+    assert re.fullmatch(told, conditions({"coins": [entry]}) or "")
+    assert conditions({}) is None
 
 
 def test_watching_it(coins: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from codream.envs import EnvironmentFailure, TimeStep
 from codream.playing import EndlessEpisode, as_host, play
 from codream.progress import Bar
 from codream.report.charts import DASHES, Line, chart
-from codream.report.entries import SHARES, Entry, entry_of, measured, methods, runs_in, told_apart, units
+from codream.report.entries import SHARES, Entry, conditions, entry_of, measured, methods, runs_in, told_apart, units
 from codream.report.html import page
 from codream.report.lines import sides_of
 from codream.report.panels import moving_average
@@ -201,8 +201,8 @@ def _scores(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence[
         digits = 2 if line in SHARES else 1
         body += "".join(f"<td>{_summary(values.get(label), digits, summary)}</td>" for label in groups) + "</tr>"
     return (
-        f'<p class="note-text">{units(found).capitalize()}; as each run’s own report measured it: '
-        f"{SAID[summary]}, number of seeds.</p><div "
+        f'<p class="note-text">As each run’s own report measured it: {units(found)}. '
+        f"{SAID[summary].capitalize()}, number of seeds. {html.escape(conditions(groups) or '')}</p><div "
         f'class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )

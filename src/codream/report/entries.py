@@ -16,7 +16,19 @@ from codream.report.lines import metrics_of
 from codream.report.measures import latest_measures
 from codream.runs import Run
 
-__all__ = ["FREE", "SHARES", "Entry", "Scores", "entry_of", "measured", "methods", "runs_in", "told_apart", "units"]
+__all__ = [
+    "FREE",
+    "SHARES",
+    "Entry",
+    "Scores",
+    "conditions",
+    "entry_of",
+    "measured",
+    "methods",
+    "runs_in",
+    "told_apart",
+    "units",
+]
 
 SHARES = ("equality", "cooperation")  # between 0 and 1
 Scores = dict[str, dict[str, list[float]]]  # by measure and group, one number a run
@@ -117,6 +129,28 @@ def measured(groups: Mapping[str, Sequence[Entry]], sides: Mapping[str, Sequence
             if social.get("cooperation"):
                 found.setdefault("cooperation", {}).setdefault(label, []).append(social["cooperation"]["all"][0])
     return found
+
+
+def conditions(groups: Mapping[str, Sequence[Entry]]) -> str | None:
+    """How what `measured` gives was measured, and how differently where runs differ in it, as a sentence; None if
+    nothing was."""
+    all_of = [latest_measures(entry.run) for group in groups.values() for entry in group]
+    played = [one["cross_play"] for one in all_of if one is not None]
+    if not played:
+        return None
+    ways = sorted({"greedy" if one["greedy"] else "sampled" for one in played})
+    return (
+        f"{' and '.join(ways).capitalize()} actions{' (not to be compared)' if len(ways) > 1 else ''}, "
+        f"{_span([one['episodes'] for one in played])} episodes of every pairing after "
+        f"{_span([one['steps'] for one in played])} steps; "
+        f"{', '.join(sorted({one['version'] or one['environment'] for one in played}))}; "
+        f"{', '.join(sorted({one['device'] for one in played}))}."
+    )
+
+
+def _span(values: Sequence[int]) -> str:
+    least, most = f"{min(values):,}", f"{max(values):,}"
+    return least if least == most else f"{least} to {most}"
 
 
 def units(scores: Scores) -> str:

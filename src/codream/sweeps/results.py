@@ -13,7 +13,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from codream.report.entries import SHARES, Entry, Scores, entry_of, measured, methods, units
+from codream.report.entries import SHARES, Entry, Scores, conditions, entry_of, measured, methods, units
 from codream.report.lines import sides_of
 from codream.runs import Run, RunError, replace_text
 from codream.statistics import SAID, Summary, summarised
@@ -37,6 +37,11 @@ class Game:
     """Runs that differ in nothing but the seed, by their combination's name."""
     scores: Scores
     """By measure and combination, one number a run."""
+
+    @property
+    def conditions(self) -> str:
+        """How they were measured."""
+        return conditions(self.groups) or f"Training episodes, over the last {LAST:.0%} of the steps."
 
 
 def games_of(runs: Sequence[Run]) -> list[Game]:
@@ -75,7 +80,7 @@ def table(game: Game, summary: Summary = "iqm") -> Table:
     """A row per combination, a column per measure; the best of each column is bold."""
     shown = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
     shown.title = escape(f"{game.environment}: {units(game.scores)}")
-    shown.caption = f"{SAID[summary].capitalize()}. Bold: the best of its column."
+    shown.caption = escape(f"{SAID[summary].capitalize()}. Bold: the best of its column. {game.conditions}")
     shown.caption_justify = "left"
     shown.add_column("combination", overflow="fold", min_width=min(LONGEST, max(map(len, game.groups))))
     for line in game.scores:
@@ -133,6 +138,7 @@ def write(
         "games": [
             {
                 "environment": game.environment,
+                "conditions": game.conditions,
                 "scores": {
                     line: {label: _summary(values, summary) for label, values in scores.items()}
                     for line, scores in game.scores.items()
