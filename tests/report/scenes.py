@@ -136,6 +136,11 @@ def measured(spec: EnvSpec = TAG, **changes: Any) -> dict[str, Any]:
         "num_actions": list(spec.num_actions),
         "cross_play": {
             "environment": spec.name,
+            "version": None,
+            "device": "cpu",
+            "steps": 200,
+            "episodes": 40,
+            "greedy": False,
             "members": members,
             "rows": [row("self", "self"), row("self", "flee"), row("chase", "self")],
             "conditions": "Mean ± standard error over 40 episodes.",

@@ -14,7 +14,7 @@ from test_report import checked
 import codream
 from codream import Run, RunError, cli, statistics
 from codream.report.comparison import _teams
-from codream.report.entries import entry_of, methods, told_apart
+from codream.report.entries import conditions, entry_of, methods, told_apart
 from codream.report.measures import latest_measures, saved_measures
 from codream.statistics import interval, iqm, summarised
 from codream.sweeps.results import games_of, table
@@ -34,6 +34,18 @@ def test_seeds_of_one_configuration_are_one_curve(tmp_path: Path) -> None:
     assert "[11.0, 11.0], 3 seeds" in text
     assert f"computed by {statistics.source()}" in text
     assert "Everyone against everyone" not in text
+    assert "Sampled actions, 40 episodes of every pairing after 200 steps; mpe2:simple_tag_v3; cpu." in text
+
+
+def test_measured_in_different_ways_it_is_said(tmp_path: Path) -> None:
+    greedy = measured()
+    greedy["cross_play"] |= {"greedy": True, "episodes": 1_000}
+    found = [
+        entry_of(with_measures(run_folder(tmp_path / f"tag-seed{seed}", seed=seed), how))
+        for seed, how in enumerate((measured(), greedy))
+    ]
+    told = "Greedy and sampled actions (not to be compared), 40 to 1,000 episodes of every pairing after 200 steps; "
+    assert (conditions({"tag": found}) or "").startswith(told)
 
 
 def test_the_papers_own_protocol_is_one_flag_away(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_mp4_without_its_library_is_refused_before_playing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    monkeypatch.setattr(watching, "load", None)  # nothing is loaded, let alone played
+    monkeypatch.setattr(watching, "loaded", None)  # nothing is loaded, let alone played
     run = run_folder(tmp_path / "run")
     assert cli.main(["watch", str(run.path), "--out", str(tmp_path / "film.mp4")]) == 2
     assert 'pip install "codream[video]", or choose a .gif' in capsys.readouterr().err
