@@ -46,8 +46,7 @@ def load(
     """
     run = Run.open(run, root)
     found = checkpoints.while_it_goes_on(run.checkpoints, lambda: checkpoints.find(run.path, checkpoint))
-    if run.by_object and env is None:
-        raise run.needs_its_environment()
+    run.refuse_without_its_environment(env)
     with contextlib.suppress(TypeError):  # what cannot be copied is played on itself
         env = apart(env)
 
@@ -161,9 +160,9 @@ class Agents:
         return them.
 
         Raises ValueError for an agent that the environment does not have, and without `infos` where the masks are in
-        there; for an observation or a mask of another
-        shape, or one that is not finite, EnvironmentFailure on a host environment and ValueError on one inside JAX;
-        TypeError where the environment was given as an object that has codream's own interface.
+        there; for an observation or a mask of another shape, or one that is not finite, EnvironmentFailure on a host
+        environment and ValueError on one inside JAX; TypeError where the environment was given as an object that has
+        codream's own interface.
         """
         if not hasattr(self._env, "encode"):
             raise TypeError(

@@ -147,8 +147,7 @@ def _trained_on(run: Run) -> EnvSpec | None:
     try:
         return checkpoints.while_it_goes_on(run.checkpoints, lambda: checkpoints.find(run.path)).spec
     except checkpoints.CheckpointError:
-        if run.by_object:
-            raise run.needs_its_environment() from None
+        run.refuse_without_its_environment(None)
         return None
 
 

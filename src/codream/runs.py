@@ -217,12 +217,13 @@ class Run:
             about["environment"]["maker"] = place
             replace_text(self.path / "run.json", json.dumps(about, indent=2) + "\n")
 
-    def needs_its_environment(self) -> RunError:
-        """What is said where a run on an object is to be used without it."""
-        return RunError(
-            f"{self.path} was trained on an environment given as an object; pass it again: on the command line "
-            f"--env-from {self.maker or 'MODULE:NAME'}, in Python env=…"
-        )
+    def refuse_without_its_environment(self, env: Any) -> None:
+        """Raise RunError where it was trained on an object, and `env` is None."""
+        if env is None and self.by_object:
+            raise RunError(
+                f"{self.path} was trained on an environment given as an object; pass it again: on the command line "
+                f"--env-from {self.maker or 'MODULE:NAME'}, in Python env=…"
+            )
 
     def refuse_other_environment(self, trained: EnvSpec, now: EnvSpec) -> None:
         """Raise RunError, saying what differs, where the environment is not the one that it was trained on."""

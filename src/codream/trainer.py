@@ -78,8 +78,8 @@ def train(
     resumed = None if resume is None else Run.open(resume, root)
     config = config or (preset("small") if resumed is None else resumed.config)
     config, env = named(config, env)
-    if resumed is not None and resumed.by_object and env is None:
-        raise resumed.needs_its_environment()
+    if resumed is not None:
+        resumed.refuse_without_its_environment(env)
     request = _Request(config, name, resumed, checkpoint)
     return _trained([request], env, root, progress, wandb, peek)[0]
 
@@ -111,8 +111,8 @@ def train_seeds(
     first = None if resume is None else Run.open(resume, root)
     config = config or (preset("small") if first is None else first.config)
     config, env = named(config, env)
-    if first is not None and first.by_object and env is None:
-        raise first.needs_its_environment()
+    if first is not None:
+        first.refuse_without_its_environment(env)
     if number() > 1:
         raise ConfigError("several seeds are trained together on one host, not on the hosts of a run")
     if config.devices != 1:
